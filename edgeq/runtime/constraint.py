@@ -169,7 +169,9 @@ class GrammarVocabulary:
         matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise UsageError(f"{what} cannot be used: {_short(matcher.get_error())}")
-        return Grammar(self, matcher)
+        grammar_made = Grammar(self, matcher)
+        grammar_made.start().allowed()  # some grammars are refused only where a text begins
+        return grammar_made
 
 
 class _Tokens:

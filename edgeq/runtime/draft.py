@@ -33,6 +33,9 @@ from edgeq.runtime.sampling import Logits, Sampler
 
 SHORTEST = 64
 """The shortest context that a draft model may have, in tokens."""
+TOGETHER = 16
+"""The most tokens that are decoded beside other answers before it is asked again whether there are
+any."""
 TAIL, TRIAL_TAIL = 256, 64
 """How many of the last tokens a draft model reads when most of the text is not in its KV cache:
 once drafting is known to be faster, and before."""
@@ -42,7 +45,8 @@ class Draft:
     """A small model that drafts for a large one with the same tokenizer.
 
     It measures how many tokens are worth drafting and keeps this from one answer to the next. While
-    drafting is not faster, it pauses. Only one answer at a time may use it.
+    drafting is not faster, or other engines of the same batch generate answers, it pauses. Only one
+    answer at a time may use it.
 
     Args:
         engine: the engine of the small model; a context of 1024 tokens is enough.
@@ -165,10 +169,16 @@ class TextDraft:
         self._draft, self._text, self._sampler = draft, text, sampler
         self.draft_s = self.read_s = 0.0  # seconds of the last draft: to propose, and to read text
 
-    def next(self) -> tuple[int, int]:
-        """Number of tokens to draft now; where it is 0, also how many to decode without a draft."""
-        fixed = self._draft.tokens
-        return (fixed, 0) if fixed else self._draft.payoff.next()
+    def next(self, alone: bool) -> tuple[int, int]:
+        """Number of tokens to draft now; where it is 0, also how many to decode without a draft.
+
+        Args:
+            alone: whether no other answer is generated in the same passes. Otherwise nothing is
+                drafted: the rows of a pass that verify drafts give others' tokens instead.
+        """
+        if self._draft.tokens:
+            return self._draft.tokens, 0
+        return self._draft.payoff.next() if alone else (0, TOGETHER)
 
     def propose(self, n: int) -> list[int]:
         """Propose at most ``n`` next tokens; none after a token that the small model does not have.

@@ -24,6 +24,7 @@ from edgeq.model.memory_layout import MAX_SEQUENCES, center_span
 from edgeq.model.model import Model
 from edgeq.runtime import kv_state as state
 from edgeq.runtime.backend import Backend
+from edgeq.runtime.running_answers import RunningAnswers
 from edgeq.runtime.sampling import NOT_FINITE
 
 if TYPE_CHECKING:  # it names fields of the compiled kernels, which the NumPy backend does without
@@ -115,6 +116,8 @@ class Engine:
             engine._prepare(model, context, threads, kv_bits, backend)
         for engine, run in zip(engines, engines[0]._backends(sequences, mmap), strict=True):
             engine._run = run
+            if backend == "numba":
+                engine.running_answers = engines[0].running_answers
         return engines
 
     def _prepare(
@@ -148,6 +151,7 @@ class Engine:
         self._windowed = [i for i, block in enumerate(model.config.blocks) if block.window]
         self._fingerprint: str | None = None
         self._closed = False
+        self.running_answers = RunningAnswers()
 
     def _backends(self, sequences: int, mmap: bool | None) -> list[Backend]:
         """A backend for each of some sequences."""

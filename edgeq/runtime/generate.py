@@ -324,7 +324,11 @@ class _Generation:
             decode = self._looked_up
         elif self.draft is not None:
             decode = self._drafted
-        yield from decode(token, self.limit - 1)
+        with self.engine.running_answers.runs(self.engine):
+            yield from decode(token, self.limit - 1)
+
+    def _alone(self) -> bool:
+        return self.engine.running_answers.alone(self.engine)
 
     def _choose(self, logits: Logits) -> int:
         """The next token, within what the constraint allows; keeps its log-probabilities."""
@@ -362,12 +366,14 @@ class _Generation:
         text = Lookup([*self.history, token])
         length, left = DraftLength(self.lookup), n
         while left:
-            draft = text.draft(min(length.next(), left - 1))
+            wanted = length.next() if self._alone() else 0
+            draft = text.draft(min(wanted, left - 1))
             before = self.engine.n_past
             started = time.perf_counter()
             chosen = self._verify(token, draft) if draft else self.engine.greedy(token, 1)
             self.decode_s += time.perf_counter() - started
-            length.record(len(draft), len(chosen) - 1)
+            if wanted:
+                length.record(len(draft), len(chosen) - 1)
             yield from self._yield_tokens(chosen, before)
             text.extend(chosen)
             token = chosen[-1]
@@ -381,13 +387,15 @@ class _Generation:
         bursts = bursts and self.wanted_logprobs is None
         burst, left = 1, n
         while left:
-            wanted, plain = text.next()
+            wanted, plain = text.next(self._alone())
             started = time.perf_counter()
             draft = text.propose(min(wanted, left - 1)) if wanted and left > 1 else []
             before, drafted_at = self.engine.n_past, time.perf_counter()
             if draft:
                 chosen = self._verify(token, draft)
-                text.checked(len(draft), len(chosen) - 1, time.perf_counter() - drafted_at)
+                elapsed = time.perf_counter() - drafted_at
+                if self._alone():  # or it has waited for others
+                    text.checked(len(draft), len(chosen) - 1, elapsed)
             else:
                 burst = min(burst, left, plain or 1)
                 chosen = (
@@ -396,7 +404,8 @@ class _Generation:
                     else [self._choose(self.engine.forward([token]))]
                 )
                 elapsed = time.perf_counter() - drafted_at
-                text.plain(len(chosen), elapsed)
+                if self._alone():
+                    text.plain(len(chosen), elapsed)
                 burst = next_burst(burst, elapsed)
             self.decode_s += time.perf_counter() - started
             yield from self._yield_tokens(chosen, before)

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from edgeq._version import __version__
 from edgeq.serving import answers, metrics, openapi, responses
 from edgeq.serving.embeddings import embedding_call
-from edgeq.serving.failures import ApiError
+from edgeq.serving.failures import ApiError, shutting_down
 from edgeq.serving.fields import read_json
 from edgeq.serving.phone import phone_addresses
 from edgeq.serving.requests import Call, chat_call, chosen_model, completion_call, read_for_model
@@ -48,8 +48,10 @@ _PAGE_HEADERS = {
 _PAGE_FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/chat.css": ("chat.css", "text/css; charset=utf-8"),
-    "/chat.js": ("chat.js", "text/javascript; charset=utf-8"),
-    "/markdown.js": ("markdown.js", "text/javascript; charset=utf-8"),
+    **{
+        f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
+        for name in ("api", "chat", "drawers", "markdown", "measures")
+    },
 }
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, ASGIApp]]
@@ -63,20 +65,30 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until they end or the client disconnects."""
+        begun = False
 
         async def pump() -> None:
+            nonlocal begun
             headers = [
                 (b"content-type", b"text/event-stream; charset=utf-8"),
                 (b"cache-control", b"no-store"),
                 (b"x-accel-buffering", b"no"),
             ]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
+            begun = True
             async for event in self._events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-        with contextlib.suppress(ClientDisconnect):
+        try:
             await unless_gone(receive, pump())
+        except ClientDisconnect:
+            pass
+        except asyncio.CancelledError:  # by the end of the server
+            if not begun:
+                raise
+            last = answers.sse(shutting_down().body())
+            await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
@@ -132,6 +144,9 @@ class Guard:
         try:
             refused = self._refused(Request(scope))
             await (refused or self._app)(scope, receive, watched)
+        except asyncio.CancelledError:  # by the end of the server
+            if status == GONE:
+                await failure(shutting_down())(scope, receive, watched)
         finally:
             path = scope["path"]
             self._service.metrics.requests[known_path(path), status] += 1
@@ -151,8 +166,7 @@ class Guard:
                     "to accept other names",
                 )
             )
-        preflight = request.method == "OPTIONS"
-        if settings.api_key is None or request.url.path in _open_paths() or preflight:
+        if settings.api_key is None or request.url.path in _open_paths():
             return None
         kind, _, key = request.headers.get("authorization", "").partition(" ")
         given = key.strip().encode("utf-8", "surrogateescape")
@@ -384,13 +398,15 @@ def application(service: Service) -> Starlette:
     routes += [Route(path, page_file(path)) for path in _PAGE_FILES]
     middleware = [Middleware(Guard, service=service)]
     if service.settings.cors_origins:
-        middleware.append(
+        middleware.insert(  # outermost, so that pages can read errors too
+            0,
             Middleware(
                 CORSMiddleware,
                 allow_origins=list(service.settings.cors_origins),
                 allow_methods=["GET", "POST"],
-                allow_headers=["Authorization", "Content-Type"],
-            )
+                allow_headers=["*"],  # OpenAI's client for browsers sends several of its own
+                expose_headers=["Retry-After"],
+            ),
         )
     handlers: Mapping[Any, Any] = {
         ApiError: refused, HTTPException: http_error, ClientDisconnect: gone, Exception: broken,

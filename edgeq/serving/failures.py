@@ -16,7 +16,7 @@ _TYPES = {
     503: "server_error",
 }
 RETRY_AFTER_S = 2
-"""Value of Retry-After, in seconds, for requests that were refused because no slot was free."""
+"""Value of Retry-After, in seconds, for requests that this server cannot answer now."""
 
 
 class ApiError(Exception):
@@ -62,6 +62,14 @@ def wrong(param: str, message: str, code: str = "invalid_value") -> ApiError:
 def busy(message: str, code: str) -> ApiError:
     """The error for a request that gets no slot at this time (status 429)."""
     return ApiError(429, code, message, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
+def shutting_down() -> ApiError:
+    """The error for a request that a server that ends does not answer any more (status 503)."""
+    return ApiError(
+        503, "shutting_down", "the server is shutting down; send the request again later, or to "
+        "another server", headers={"Retry-After": str(RETRY_AFTER_S)},
+    )  # fmt: skip
 
 
 def of_request(error: EdgeqError, param: str | None) -> ApiError:

@@ -120,7 +120,8 @@ def read_json(raw: bytes) -> dict[str, Any]:
     """Parse a request body.
 
     Raises:
-        ApiError: the body is not a JSON object, is nested too deeply, or holds NaN or infinity.
+        ApiError: the body is not a JSON object, is nested too deeply, holds NaN or infinity, or has
+            a text that is not valid Unicode.
     """
 
     def refuse(name: str) -> Any:
@@ -134,6 +135,15 @@ def read_json(raw: bytes) -> dict[str, Any]:
         raise ApiError(400, "invalid_json", f"the body is not JSON: {why}") from err
     if deep > _MAX_DEPTH:
         raise ApiError(400, "invalid_json", f"the body is nested deeper than {_MAX_DEPTH} levels")
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as err:
+        raise ApiError(
+            400,
+            "invalid_json",
+            "a text of the body is not valid Unicode: it holds half of a surrogate pair, "
+            f"\\u{ord(err.object[err.start]):04x}; leave it out",
+        ) from err
     if not isinstance(body, dict):
         raise ApiError(400, "invalid_json", f"the body is {shown(body)}; send a JSON object")
     return body

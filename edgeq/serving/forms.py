@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edgeq.core.errors import EdgeqError, unknown
+from edgeq.core.errors import EdgeqError, UnsupportedError, unknown
 from edgeq.runtime.constraint import Grammar
 from edgeq.serving.failures import of_request, wrong
 from edgeq.serving.fields import Field, shown
 from edgeq.serving.served import ServedModel
+from edgeq.serving.tools import SPACED
 
 MAX_TOOLS = 128
 FORMATS = ("text", "json_object", "json_schema")
@@ -110,14 +112,15 @@ def _tool(tool: Any, place: str) -> dict[str, Any]:
 
 
 def answer_grammar(
-    values: Mapping[str, Any], served: ServedModel, forced: list[dict[str, Any]] | None
+    values: Mapping[str, Any], served: ServedModel, tools: list[dict[str, Any]], forced: bool
 ) -> Grammar | None:
     """The grammar that an answer must follow; None if the answer is not constrained.
 
     Args:
         values: checked fields of the request.
         served: the model.
-        forced: the tools of which one must be called; None if none must be.
+        tools: the tools that the prompt describes.
+        forced: whether the answer must call one of them.
 
     Raises:
         ApiError: the request asks for several constraints, or one of them is invalid.
@@ -129,22 +132,18 @@ def answer_grammar(
             "response_format",
             f"response_format.type is {shown(kind)}; use one of {', '.join(FORMATS)}",
         )
-    wanted = [kind != "text", values["grammar"] is not None, forced is not None]
+    wanted = [kind != "text", values["grammar"] is not None, forced]
     if sum(wanted) > 1:
         raise wrong(
             "response_format",
             "the request has several of response_format, grammar and a tool_choice that requires a "
             "call; use one of them",
         )
-    if forced is not None:
-        assert served.syntax is not None
-        special = {served.tokenizer.token_name(i): i for i in served.tokenizer.special_ids}
-        syntax = served.syntax
-        return _made(lambda: served.grammars().lark(syntax.grammar(forced, special.get)), "tools")
+    if forced:
+        return _made(lambda: served.grammars().lark(_calls(tools, served)), "tools")
     if values["grammar"] is not None:
         return _made(lambda: served.grammars().lark(values["grammar"]), "grammar")
-    if kind == "json_object":
-        return _made(lambda: served.grammars().json_object(), "response_format")
+    schema: Any = {"type": "object"}
     if kind == "json_schema":
         held = form.get("json_schema")
         schema = held.get("schema") if isinstance(held, Mapping) else None
@@ -154,8 +153,40 @@ def answer_grammar(
                 f"response_format.json_schema is {shown(held)}; use "
                 '{"name": ..., "schema": {...}}',
             )
-        return _made(lambda: served.grammars().json_schema(schema), "response_format")
-    return None
+    if kind == "text":
+        return None
+    if tools:
+        return _made(
+            lambda: served.grammars().lark(_json_or_call(schema, tools, served)), "response_format"
+        )
+    return _made(lambda: served.grammars().json_schema(schema), "response_format")
+
+
+def _calls(tools: list[dict[str, Any]], served: ServedModel) -> str:
+    """The grammar of an answer that is a call of one of the tools."""
+    assert served.syntax is not None
+    special = {served.tokenizer.token_name(i): i for i in served.tokenizer.special_ids}
+    return served.syntax.grammar(tools, special.get)
+
+
+def _json_or_call(
+    schema: Mapping[str, Any], tools: list[dict[str, Any]], served: ServedModel
+) -> str:
+    """The grammar of an answer that is JSON of a schema, or a call of one of the tools.
+
+    Raises:
+        UnsupportedError: the syntax of calls cannot be held to the parameters of a tool.
+    """
+    try:
+        call = _calls(tools, served)
+    except UnsupportedError as err:
+        raise UnsupportedError(f"a response_format and tools cannot be used together: {err}") from (
+            err
+        )
+    value = json.dumps({**schema, "x-guidance": SPACED})
+    return f"start: json_answer | tool_call\njson_answer: %json {value}\n" + call.replace(
+        "start:", "tool_call:", 1
+    )
 
 
 def _made(make: Callable[[], Grammar], param: str) -> Grammar:

@@ -49,6 +49,7 @@ class ModelMetrics:
     def __init__(self) -> None:
         self.prompt = self.cached = self.generated = 0
         self.drafted = self.accepted = 0
+        self.prompts = self.hits = 0
         self.ttft = TimeHistogram(TTFT_BOUNDS)
         self.tpot = TimeHistogram(TPOT_BOUNDS)
 

@@ -38,7 +38,6 @@ class PrefixCache:
         limit: most bytes of all snapshots together; 0 keeps none.
 
     Attributes:
-        hits: number of prompts that were continued from a snapshot.
         nbytes: bytes of all snapshots.
     """
 
@@ -46,7 +45,7 @@ class PrefixCache:
         self._limit = limit
         self._kept: OrderedDict[tuple[int, ...], Snapshot] = OrderedDict()
         self._lock = threading.Lock()
-        self.hits = self.nbytes = 0
+        self.nbytes = 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -65,7 +64,6 @@ class PrefixCache:
         found = self._best(prompt)
         if found is not None and common_prefix(found.tokens, prompt) >= here + WORTH:
             engine.restore(found)
-            self.hits += 1
         return engine.reuse(prompt)
 
     def _best(self, prompt: tuple[int, ...]) -> Snapshot | None:

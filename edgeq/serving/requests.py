@@ -160,7 +160,7 @@ def chat_call(
     tools, forced = tool_choice(values["tools"], values["tool_choice"], served)
     if tools:
         extra["tools"] = tools
-    grammar = answer_grammar(values, served, tools if forced else None)
+    grammar = answer_grammar(values, served, tools, forced)
     ids = encoded(lambda: served.tokenizer.encode_chat(messages, **extra), "messages")
     check_prompt(ids, served.context, "messages")
     if values["top_logprobs"] is not None and not values["logprobs"]:

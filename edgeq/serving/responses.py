@@ -68,6 +68,7 @@ def response_call(
     except ApiError as err:
         if err.param and err.param.startswith("messages"):
             err.param = "input" + err.param.removeprefix("messages")
+        err.param = "text" if err.param == "response_format" else err.param
         raise
 
 

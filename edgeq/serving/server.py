@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -18,6 +19,8 @@ from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
 from edgeq.serving.settings import ServerSettings
 
+GRACE_S = 2
+"""Seconds that are left after `ServerSettings.drain_s` to send the ends of answers."""
 START_S = 30.0
 """Seconds that a server may take until it listens."""
 Source = str | Path | Model
@@ -106,9 +109,16 @@ class Server:
             lifespan="on",
             ws="none",
             server_header=False,
-            timeout_graceful_shutdown=max(1, round(self.settings.drain_s)),
+            timeout_graceful_shutdown=round(self.settings.drain_s) + GRACE_S,
         )
-        self._server = uvicorn.Server(config)
+        service, drain_s = self.service, self.settings.drain_s
+
+        class DrainedServer(uvicorn.Server):  # type: ignore[misc]
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                service.end_by(time.monotonic() + drain_s)
+                await super().shutdown(sockets)
+
+        self._server = DrainedServer(config)
         self._thread: threading.Thread | None = None
 
     @property

@@ -65,6 +65,8 @@ class Service:
                 if isinstance(event, Started):
                     counted.prompt += event.n_prompt
                     counted.cached += event.n_cached
+                    counted.prompts += 1
+                    counted.hits += event.n_cached > 1
                 elif isinstance(event, Piece):
                     counted.generated += 1
                     if first:
@@ -177,9 +179,11 @@ class Service:
         of_models("edgeq_prefix_cache_bytes", "gauge",
                   "Memory of the KV caches of earlier sequences.",
                   lambda one: one.cache.nbytes)  # fmt: skip
+        of_models("edgeq_prompts_total", "counter", "Prompts of answers.",
+                  lambda one: counted(one).prompts)  # fmt: skip
         of_models("edgeq_prefix_cache_hits_total", "counter",
-                  "Prompts that continued the KV cache of an earlier sequence.",
-                  lambda one: one.cache.hits)  # fmt: skip
+                  "Prompts of which more than the first token was in a KV cache.",
+                  lambda one: counted(one).hits)  # fmt: skip
         live = self.live()
         for name, key, about in (
             ("edgeq_resident_memory_bytes", "resident_bytes", "Resident memory of the server."),
@@ -193,6 +197,11 @@ class Service:
             found = [] if live[key] is None else [sample(name, {}, live[key])]
             lines += family(name, "gauge", about, found)
         return "\n".join(lines) + "\n"
+
+    def end_by(self, end: float) -> None:
+        """Let all answers end at this time of the monotonic clock; see `Worker.end_by`."""
+        for served in self.models.values():
+            served.worker.end_by(end)
 
     def close(self) -> None:
         """Stop the threads and release the engines."""

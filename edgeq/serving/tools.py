@@ -23,7 +23,7 @@ _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _MARKS = re.compile(r"(</?tool_call>|<\|?tool_call_?\w*\|?>|\[TOOL_CALLS\]|</?\w+_function_call>|"
                     r"<escape>|<\|\"\|>)")  # fmt: skip
 """Texts that may be tokens of their own."""
-_SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as Python writes it, which is what the models were trained on."""
 
 
@@ -118,7 +118,7 @@ class ToolSyntax:
             special: the id of a special token by its name; None if it is ordinary text.
         """
         rule = " ".join([*literals(self.before, special), "call", *literals(self.after, special)])
-        schema = json.dumps({**self.schema(tools), "x-guidance": _SPACED})
+        schema = json.dumps({**self.schema(tools), "x-guidance": SPACED})
         return f"start: {rule}\ncall: %json {schema}\n"
 
     def schema(self, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -14,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.core.errors import EdgeqError
+from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.model.memory_layout import BATCH
 from edgeq.runtime.embedding import embedded
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Constraint, FinishReason, Logprobs, generate
 from edgeq.runtime.sampling import SamplingParams
 from edgeq.runtime.tokenizer import Tokenizer
-from edgeq.serving.failures import ApiError, of_model, of_request
+from edgeq.serving.failures import ApiError, of_model, of_request, shutting_down
 from edgeq.serving.prefix_cache import PrefixCache
 from edgeq.serving.slots import Slot, SlotPool
 
@@ -154,6 +155,17 @@ class Worker:
     ) -> None:
         self._tokenizer, self._slots, self._cache = tokenizer, slots, cache
         self._threads, self._timeout_s = threads, timeout_s
+        self._end = math.inf  # when all answers end
+
+    def end_by(self, end: float) -> None:
+        """Let answers end at this time of the monotonic clock, with the tokens that they have.
+
+        Requests that wait for a slot then are refused.
+        """
+        self._end = end
+
+    def _late(self, deadline: float) -> bool:
+        return time.monotonic() > min(deadline, self._end)
 
     async def events(self, job: AnswerJob) -> AsyncGenerator[Event, None]:
         """Generate an answer and yield its events: `Started` first and `Ended` last.
@@ -167,6 +179,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + self._timeout_s
         slot = await self._slots.take(job.prompt, self._timeout_s)
+        self._refuse_at_the_end(slot)
         events: asyncio.Queue[Event | ApiError] = asyncio.Queue()
         left = threading.Event()
 
@@ -180,6 +193,9 @@ class Worker:
                 self._run(slot, job, emit, left, deadline)
             except _LeftError:
                 pass
+            except UsageError as err:  # a grammar that cannot be followed to its end
+                slot.engine.reset()
+                loop.call_soon_threadsafe(events.put_nowait, of_request(err, None))
             except Exception as err:
                 LOG.exception("generating an answer failed")
                 slot.engine.reset()
@@ -191,9 +207,7 @@ class Worker:
             self._threads.submit(work)
         except RuntimeError as err:  # the executor was shut down
             self._slots.release(slot)
-            raise ApiError(
-                503, "shutting_down", "the server is shutting down; send the request to another one"
-            ) from err
+            raise shutting_down() from err
         try:
             while True:
                 event = await events.get()
@@ -208,29 +222,36 @@ class Worker:
     async def embed(self, texts: Sequence[tuple[int, ...]], pooling: str) -> NDArray[np.float32]:
         """Compute the embeddings [n, hidden] of texts on one slot.
 
-        Canceling the coroutine ends the work after the current text.
+        Canceling the coroutine ends the work after the current batch of tokens.
 
         Raises:
             ApiError: no slot became free, the time limit was exceeded, or the model failed.
         """
         deadline = time.monotonic() + self._timeout_s
         slot = await self._slots.take((), self._timeout_s)
+        self._refuse_at_the_end(slot)
         left = threading.Event()
         loop = asyncio.get_running_loop()
 
         def work() -> NDArray[np.float32] | ApiError:
             found: list[NDArray[np.float32]] = []
+
+            def check() -> None:
+                if left.is_set() or self._late(deadline):
+                    raise ApiError(
+                        503, "timeout",
+                        f"{len(found)} of {len(texts)} texts were embedded in "
+                        f"{self._timeout_s:.0f} s; send fewer or shorter ones at once",
+                    )  # fmt: skip
+
             try:
                 self._cache.prepare(slot.engine, ())  # keeps a snapshot of the last conversation
                 for text in texts:
-                    if left.is_set() or time.monotonic() > deadline:
-                        return ApiError(
-                            503, "timeout",
-                            f"{len(found)} of {len(texts)} texts were embedded in "
-                            f"{self._timeout_s:.0f} s; send fewer at once",
-                        )  # fmt: skip
-                    found.append(embedded(slot.engine, text, pooling))
+                    check()
+                    found.append(embedded(slot.engine, text, pooling, check))
                 return np.stack(found)
+            except ApiError as err:
+                return err
             except Exception as err:
                 LOG.exception("embedding a text failed")
                 return of_model(err)
@@ -242,9 +263,7 @@ class Worker:
             running = loop.run_in_executor(self._threads, work)
         except RuntimeError as err:  # the executor was shut down
             self._slots.release(slot)
-            raise ApiError(
-                503, "shutting_down", "the server is shutting down; send the request to another one"
-            ) from err
+            raise shutting_down() from err
         try:
             await asyncio.wait([running])  # the thread continues if this is canceled
         finally:
@@ -253,6 +272,16 @@ class Worker:
         if isinstance(result, ApiError):
             raise result
         return result
+
+    def _refuse_at_the_end(self, slot: Slot) -> None:
+        """Give a slot back where answers have ended.
+
+        Raises:
+            ApiError: they have.
+        """
+        if self._late(math.inf):
+            self._slots.release(slot)
+            raise shutting_down()
 
     def _run(
         self,
@@ -283,7 +312,7 @@ class Worker:
             fresh = job.prompt[-1:]
         for start in range(0, len(fresh) - BATCH, BATCH):
             engine.forward(fresh[start : start + BATCH])
-            if left.is_set() or time.monotonic() > deadline:
+            if left.is_set() or self._late(deadline):
                 break
         else:
             start = max(0, -(-len(fresh) // BATCH) - 1) * BATCH
@@ -315,7 +344,7 @@ class Worker:
         )  # fmt: skip
         with closing(chunks):
             for chunk in chunks:
-                late = time.monotonic() > deadline
+                late = self._late(deadline)
                 if chunk.token is not None:
                     emit(Piece(chunk.text, chunk.token, chunk.logprobs))
                 if chunk.token is None or late:

@@ -129,10 +129,10 @@ def test_a_name_that_is_gone_is_found() -> None:
 BRITISH = re.compile(
     "(?i)colour|neighbour|behaviour|favour|honour|equalis|quantis|normalis|recognis|modernis|"
     "(?:initial|serial|summar|vector|general|minim|maxim|synchron|special|stabil|visual|util)is[ei]|"
-    "optimis[ei]|organis[ei]|parallelis[ei]|labell(?:ed(?!by)|ing)|modell(?:ed|ing)|cancell(?:ed|ing)|"
+    "optimis[ei]|organis[ei]|parallelis[ei]|labell(?:ed(?!by)|ing)|modell(?:ed|ing)|cancell(?:ed(?!Error)|ing)|"
     "centre|artefact|licence|catalogue|analys(?:e[ds]?\\b|ing)|programmes?\\b|towards|\\bgrey"
 )
-"""British spellings; HTML's aria-labelledby is none."""
+"""British spellings; HTML's aria-labelledby and asyncio's CancelledError are none."""
 
 _QUOTED = re.compile('[`"]equalise[`"]')
 """The old spelling of a key of recipe files, where a text explains that it is still read."""

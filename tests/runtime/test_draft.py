@@ -331,6 +331,43 @@ def test_engines_closed_while_drafting(large: bool) -> None:
             call()
 
 
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_beside_other_answers_nothing_is_drafted(backend: str) -> None:
+    """One pass for several answers needs the arithmetic that verifying drafts would take."""
+    model, rough = tiny(bits=8, layers=1), tiny(bits=3, layers=1)
+    first, other = Engine.batch(model, 2, threads=1, context=256, backend=backend)
+    with first, other, Engine(rough, threads=1, backend=backend) as small:
+        repeating = np.tile(PROMPT[:5], 6).tolist()
+
+        def answer(lookup: int) -> list[Chunk]:
+            # a new draft tries, whatever the times of earlier ones were
+            how: dict[str, Any] = {"lookup": 4} if lookup else {"draft": Draft(small, model)}
+            first.reset()
+            return list(generate(first, Letters(), repeating, GREEDY, max_tokens=40, **how))
+
+        for lookup in (0, 4):
+            alone = answer(lookup)
+            assert alone[-1].n_drafted > 0
+            other.reset()
+            running = generate(other, Letters(), PROMPT, GREEDY, max_tokens=20)
+            next(running), next(running)
+            beside = answer(lookup)
+            assert tokens(beside) == tokens(alone)
+            # engines of NumPy share no passes
+            assert (beside[-1].n_drafted > 0) == (backend == "numpy")
+            running.close()
+            assert answer(lookup)[-1].n_drafted > 0
+        first.reset()
+        other.reset()
+        # who asks for a number of tokens gets it
+        running = generate(other, Letters(), PROMPT, GREEDY, max_tokens=20)
+        next(running), next(running)
+        fixed = Draft(small, model, 2)
+        last = list(generate(first, Letters(), repeating, GREEDY, max_tokens=20, draft=fixed))[-1]
+        assert last.n_drafted > 0
+        running.close()
+
+
 def test_the_sampler_looks_ahead_without_moving() -> None:
     params = SamplingParams(temperature=1.0, seed=1, presence_penalty=0.4, repetition_penalty=1.2)
     logits = np.random.default_rng(0).normal(size=(6, 40)).astype(np.float32)

@@ -85,6 +85,10 @@ def test_pooling() -> None:
         for got, want in ((last, states[-1]), (mean, states.mean(axis=0))):
             assert np.allclose(got, want / np.linalg.norm(want), atol=1e-6)
             assert abs(np.linalg.norm(got) - 1) < 1e-6
+        passed: list[int] = []
+        parts = embedded(engine, TOKENS, "mean", lambda: passed.append(engine.n_past))
+        assert np.array_equal(parts, embedded(engine, TOKENS, "mean"))
+        assert passed == [128, 150]
         with pytest.raises(UsageError, match="cls"):
             embedded(engine, [5], "cls")
         with pytest.raises(UsageError, match="there are no tokens"):

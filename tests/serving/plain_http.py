@@ -57,14 +57,30 @@ def ask(
         connection.close()
 
 
-def begin(server: edgeq.Server, path: str, body: dict[str, Any]) -> socket.socket:
-    """Send a request and leave the answer unread; the caller closes the socket."""
+def begin(
+    server: edgeq.Server, path: str, body: dict[str, Any], sent: int | None = None
+) -> socket.socket:
+    """Send a request and leave the answer unread; the caller closes the socket.
+
+    Args:
+        server, path, body: as for `ask`.
+        sent: bytes of the body that are sent; all of them if None.
+    """
     where = urlsplit(server.url)
     made = socket.create_connection((where.hostname, where.port), timeout=60)
     raw = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    made.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
+    made.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw[:sent])
     return made
+
+
+def everything(connection: socket.socket) -> bytes:
+    """All that comes until the other side ends the connection."""
+    with connection:
+        found = b""
+        while more := connection.recv(1 << 16):
+            found += more
+        return found
 
 
 def metric(server: edgeq.Server, name: str) -> float:

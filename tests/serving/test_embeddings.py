@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,10 +57,10 @@ def test_openai_s_client(openai_client: Any, server: edgeq.Server) -> None:
         ({"input": "a", "dimensions": 7}, "dimensions", "invalid_value"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format", "unsupported_value"),
         ({"input": "a", "pooling": "cls"}, "pooling", "unknown_parameter"),
-        ({"input": "\ud800"}, "input", "invalid_value"),
+        ({"input": "\ud800"}, None, "invalid_json"),
     ],
 )
-def test_what_is_refused(server: edgeq.Server, body: Any, param: str, code: str) -> None:
+def test_what_is_refused(server: edgeq.Server, body: Any, param: str | None, code: str) -> None:
     reply = ask(server, PATH, {"model": "tale", **body})
     assert (reply.status, reply.code, reply.json["error"]["param"]) == (400, code, param)
 
@@ -95,6 +96,29 @@ def test_a_client_that_leaves_frees_the_slot(server: edgeq.Server) -> None:
     else:
         pytest.fail("the slot is still in use")
     assert metric(server, 'edgeq_prompt_tokens_total{model="tale"}') == before
+
+
+def test_a_client_that_leaves_within_a_text_frees_the_slot() -> None:
+    """A text of many batches is not run to its end."""
+    settings = edgeq.ServerSettings(port=0, parallel=1)
+    model = edgeq.load(DEMO)
+    model = replace(model, config=replace(model.config, context=1 << 15))
+    with edgeq.Server([("long", model)], settings, context=1 << 15, threads=1) as server:
+        engine = server.service.models["long"].engines[0]
+        longest = 0
+        begun = begin(server, PATH, {"model": "long", "input": [5] * 30_000})
+        for _ in range(1000):
+            longest = max(longest, engine.n_past)
+            if longest:
+                break
+            time.sleep(0.002)
+        begun.close()
+        for _ in range(3000):
+            longest = max(longest, engine.n_past)
+            if not metric(server, 'edgeq_requests_running{model="long"}'):
+                break
+            time.sleep(0.002)
+        assert 0 < longest < 30_000
 
 
 def test_conversations_are_kept() -> None:

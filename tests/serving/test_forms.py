@@ -32,6 +32,9 @@ TOOLS: list[Any] = [
     }} for name in ("weather", "time")
 ]  # fmt: skip
 
+ENDLESS = {"$ref": "#/$defs/x", "$defs": {"x": {"$ref": "#/$defs/x"}}}
+"""A schema that is read without complaint, and that no value follows."""
+
 
 @pytest.mark.parametrize("temperature", [0, 1, 2])
 def test_a_schema_is_kept_even_by_a_model_that_knows_no_json(
@@ -69,6 +72,8 @@ def test_objects_and_grammars(server: edgeq.Server) -> None:
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "no"}}}},
          "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}},
+         "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": ENDLESS}}},
          "response_format"),
         ({"grammar": "start: nothing"}, "grammar"),
         ({"grammar": "start: \"a\"", "response_format": {"type": "json_object"}},
@@ -110,6 +115,41 @@ def test_a_tool_that_must_be_called_is(
     assert len(calls) == 1
     assert calls[0].function.name in names
     assert json.loads(calls[0].function.arguments)["city"] in ("Rome", "Oslo")
+
+
+def test_a_schema_that_fails_within_the_answer_is_the_request_s_fault(
+    server: edgeq.Server,
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}, "required": ["a"],
+              "$defs": ENDLESS["$defs"]}  # fmt: skip
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    asked = {"model": "talker", "messages": HELLO, "response_format": form}
+    for stream in (False, True):
+        reply = ask(server, CHAT, {**asked, "stream": stream})
+        assert b"cannot be" in reply.raw
+        assert reply.status == 400 or (stream and b'"invalid_request_error"' in reply.raw)
+    assert ask(server, CHAT, {**asked, "response_format": None, "max_tokens": 2}).status == 200
+
+
+def test_with_tools_an_answer_is_json_or_a_call(server: edgeq.Server) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes", "no"]}}}
+    asked = {"model": "caller", "messages": HELLO, "tools": TOOLS, "response_format": form,
+             "temperature": 1.5}  # fmt: skip
+    kinds = set()
+    for seed in range(12):
+        # the model of the tests writes neither, so it is pushed to one or the other
+        first = ask(server, "/tokenize", {"model": "caller", "content": '<"'}).json["tokens"]
+        biases = {str(token): (100 if seed % 2 else -100) for token in first[:1]}
+        choice = ask(server, CHAT, {**asked, "seed": seed, "logit_bias": biases}).json["choices"][0]
+        message = choice["message"]
+        if message.get("tool_calls"):
+            assert choice["finish_reason"] == "tool_calls"
+            call = message["tool_calls"][0]["function"]
+            assert json.loads(call["arguments"])["city"] in ("Rome", "Oslo")
+        else:
+            assert json.loads(message["content"]) in ("yes", "no")
+        kinds.add("call" if message.get("tool_calls") else "json")
+    assert kinds == {"call", "json"}
 
 
 def test_the_tool_s_answer_goes_back(openai_client: Any) -> None:

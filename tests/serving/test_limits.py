@@ -23,8 +23,9 @@ from edgeq.serving.prefix_cache import PrefixCache
 from edgeq.serving.settings import ServerSettings
 from edgeq.serving.slots import SlotPool
 from edgeq.serving.worker import AnswerJob, Ended, Event, Piece, Worker
+from tests.chat_models import endless_copy
 from tests.paths import DEMO, ROOT
-from tests.serving.plain_http import ask, begin, metric
+from tests.serving.plain_http import ask, begin, everything, metric
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 LONG: dict[str, Any] = {"model": "tale", "prompt": "Once", "max_tokens": 200, "temperature": 1.5}
@@ -60,7 +61,11 @@ def within(seconds: float, true: Callable[[], bool]) -> None:
         (b'{"prompt": [true]}', 400, "invalid_value"),
         (b'{"prompt": [-1]}', 400, "invalid_value"),
         (b'{"prompt": [99999999999999999999]}', 400, "invalid_value"),
-        (b'{"prompt": "\\ud800"}', 400, "invalid_value"),
+        (b'{"prompt": "\\ud800"}', 400, "invalid_json"),
+        (b'{"prompt": "a", "\\ud800": 1}', 400, "invalid_json"),
+        (b'{"prompt": "a", "metadata": {"x": "\\udc00"}}', 400, "invalid_json"),
+        (b'{"prompt": "a", "stop": ["\xed\xa0\x80"]}', 400, "invalid_json"),
+        (b'{"prompt": "\\ud83d\\ude00", "max_tokens": 1}', 200, None),  # a whole pair
         (b'{"prompt": "a", "max_tokens": 0}', 400, "invalid_value"),
         (b'{"prompt": "a", "max_tokens": 1.5}', 400, "invalid_type"),
         (b'{"prompt": "a", "max_tokens": true}', 400, "invalid_type"),
@@ -132,14 +137,21 @@ def test_only_localhost_is_this_server(server: edgeq.Server) -> None:
 
 def test_other_origins_need_leave(talker: Path) -> None:
     origin = {"Origin": "https://page.example"}
+    own = "authorization, content-type, x-stainless-os"  # what OpenAI's client for browsers sends
     wanted = {**origin, "Access-Control-Request-Method": "POST",
-              "Access-Control-Request-Headers": "content-type"}  # fmt: skip
+              "Access-Control-Request-Headers": own}  # fmt: skip
     for origins, allowed in (((), None), (("https://page.example",), "https://page.example")):
         settings = ServerSettings(port=0, parallel=1, cors_origins=origins, api_key="k")
         with edgeq.Server(talker, settings, context=64, threads=1) as server:
             reply = ask(server, TEXT, method="OPTIONS", headers=wanted)
             assert reply.headers.get("access-control-allow-origin") == allowed
             assert (reply.status == 200) == (allowed is not None)
+            if allowed is not None:
+                asked = reply.headers["access-control-allow-headers"].lower().split(", ")
+                assert {"authorization", "content-type", "x-stainless-os"} <= set(asked)
+            refused = ask(server, "/v1/models", headers=origin)  # a page may read why
+            assert (refused.status, refused.code) == (401, "invalid_api_key")
+            assert refused.headers.get("access-control-allow-origin") == allowed
 
 
 def test_a_client_that_leaves_frees_its_slot(server: edgeq.Server) -> None:
@@ -216,6 +228,9 @@ def test_caches_of_earlier_conversations_are_kept(talker: Path) -> None:
         kept = metric(server, 'edgeq_prefix_cache_bytes{model="tale"}')
         assert 0 < kept <= settings.prefix_bytes
         assert metric(server, 'edgeq_prefix_cache_hits_total{model="tale"}') == 3
+        assert say(texts[-1] + " He")[1] > 40  # which its slot holds still
+        assert metric(server, 'edgeq_prefix_cache_hits_total{model="tale"}') == 4
+        assert metric(server, 'edgeq_prompts_total{model="tale"}') == 7
 
 
 def test_addresses_that_others_reach_need_a_key() -> None:
@@ -293,6 +308,38 @@ def test_sigterm_lets_answers_end(tmp_path: Path) -> None:
         assert process.wait(30) == 0, log
         assert "POST /v1/completions 200" in log
         assert "Once upon" not in log
+        assert "Traceback" not in log
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_takes_longer_than_the_drain_ends_in_order(talker: Path, tmp_path: Path) -> None:
+    """A stream ends with the tokens it has, and what has no answer yet is told why."""
+    endless = endless_copy(talker, tmp_path / "endless")
+    process = command(f"tale={endless}", "--port", 0, "-c", 512, "-t", 1, "--parallel", 1,
+                      "--drain", 1, "--backend", "numpy")  # fmt: skip
+    try:
+        assert process.stderr is not None
+        lines = [process.stderr.readline() for _ in range(4)]
+        match = re.search(r"OpenAI API {2}(http://\S+)/v1", "".join(lines))
+        assert match, lines
+        server: Any = type("Place", (), {"url": match[1]})
+        long = begin(server, TEXT, {**LONG, "max_tokens": 500, "stream": True})
+        within(20, lambda: metric(server, RUNNING) == 1)
+        waits = begin(server, TEXT, LONG)
+        within(20, lambda: metric(server, WAITING) == 1)
+        half = begin(server, TEXT, LONG, sent=20)
+        process.send_signal(signal.SIGTERM)
+        told = [everything(one) for one in (long, waits, half)]
+        log = process.stderr.read()
+        assert process.wait(60) == 0, log
+        assert b'"finish_reason":"length"' in told[0]
+        assert b"data: [DONE]\n\n" in told[0]
+        for one in told[1:]:
+            assert one.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: " in one
+            assert b'"code":"shutting_down"' in one
         assert "Traceback" not in log
     finally:
         process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,12 +41,12 @@ def pair(talker: Path) -> Iterator[edgeq.Server]:
 class Page:
     """The page, and what a person does with it."""
 
-    def __init__(self, browser: Browser, server: edgeq.Server, width: int) -> None:
+    def __init__(self, browser: Browser, server: edgeq.Server, width: int, models: int = 2) -> None:
         self.browser = browser
         browser.open(server.url + "/health", width, "light")
         browser.ask("localStorage.clear(); sessionStorage.clear()")
         browser.open(server.url + "/", width, "light")
-        self.until("document.getElementById('model').options.length === 2")
+        self.until(f"document.getElementById('model').options.length === {models}")
 
     def ask(self, script: str) -> Any:
         return self.browser.ask("return " + script)
@@ -159,7 +160,8 @@ def test_two_models_side_by_side(browser: Browser, pair: edgeq.Server) -> None:
     assert len(page.answers) == 2
     assert all(page.answers)
     names = page.ask("[...document.querySelectorAll('.answer h2')].map(e => e.innerText)")
-    assert names == ["talker", NAME]
+    assert [name.rsplit(" ", 2)[0] for name in names] == ["talker", NAME]
+    assert all(name.endswith(" MiB") for name in names)
     places = page.ask(
         "[...document.querySelectorAll('.answer')].map(e => e.getBoundingClientRect().left)"
     )
@@ -167,6 +169,64 @@ def test_two_models_side_by_side(browser: Browser, pair: edgeq.Server) -> None:
     page.press("#report-button")
     page.until("document.getElementById('report-text').innerText.includes('no report')")
     assert browser.complaints() == []
+
+
+def test_what_differs_between_two_models_is_not_chance(
+    browser: Browser, talker: Path, tmp_path: Path
+) -> None:
+    """Sampled answers of a model and its copy are the same; those of a coarser one are not."""
+    coarse = tmp_path / "coarse.edgeq"
+    edgeq.quantize(DEMO, coarse, "w2-g32", threads=1)
+    models: list[Any] = [("one", DEMO), ("copy", DEMO), ("coarse", coarse)]
+    settings = edgeq.ServerSettings(port=0, parallel=1)
+    with edgeq.Server(models, settings, context=256, threads=1) as three:
+        page = Page(browser, three, DESK, models=3)
+        page.set("max_tokens", 24)
+        page.set("temperature", 1.5)
+        page.press("#compare")
+        page.write("Once upon a time")
+        page.answered()
+        note = "document.querySelector('.difference').innerText"
+        assert page.ask(note) == "Both answers are the same."
+        first, second = page.answers
+        assert first == second
+        page.press(".foot .tool")  # both again, with other random numbers
+        page.until(f"document.querySelector('.answer .text').innerText !== {json.dumps(first)}")
+        page.answered()
+        assert page.answers[0] == page.answers[1] != first
+        page.set("other", "coarse")
+        page.write("Once upon a time")
+        page.answered()
+        first, second = page.answers[2:]
+        assert first != second
+        shown = page.ask("[...document.querySelectorAll('.difference')].at(-1).innerText")
+        words = re.search(r"first (\d+) words", shown)
+        same = int(words[1]) if words else "word is" in shown
+        assert first.split()[:same] == second.split()[:same]
+        assert browser.complaints() == []
+
+
+def test_a_reload_keeps_what_was_written(browser: Browser, talker: Path, tmp_path: Path) -> None:
+    """An answer that a reload interrupts stays on the page, and can be continued."""
+    settings = edgeq.ServerSettings(port=0, parallel=1)
+    endless = endless_copy(talker, tmp_path / "endless")
+    models: list[Any] = [("talker", endless), ("tale", DEMO)]
+    with edgeq.Server(models, settings, context=512, backend="numpy") as slow:
+        page = Page(browser, slow, DESK)
+        page.set("max_tokens", 400)
+        page.write("Tell me.")
+        page.until("document.querySelector('.answer .text')?.innerText.length > 20")
+        seen = page.answers[0]
+        browser.driver.refresh()
+        page.until("document.getElementById('model').options.length === 2")
+        assert page.answers[0].startswith(seen[:20])
+        assert page.ask("document.querySelector('.fault').innerText") == ""
+        assert "stopped" in page.ask("document.querySelector('.foot').innerText")
+        page.set("max_tokens", 2)
+        page.write("And then?")
+        page.answered()
+        assert page.answers[1]
+        assert page.ask("[...document.querySelectorAll('.fault')].every(e => !e.innerText)")
 
 
 def test_hostile_text_stays_text(browser: Browser, pair: edgeq.Server) -> None:
@@ -249,7 +309,8 @@ def test_the_page_forbids_itself_other_scripts(pair: edgeq.Server) -> None:
     policy = reply.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    assert b"innerHTML" not in ask(pair, "/chat.js").raw + ask(pair, "/markdown.js").raw
+    scripts = [f"/{name}.js" for name in ("api", "chat", "drawers", "markdown", "measures")]
+    assert b"innerHTML" not in b"".join(ask(pair, file).raw for file in scripts)
 
 
 def test_the_address_for_a_phone(browser: Browser, talker: Path, pair: edgeq.Server) -> None:

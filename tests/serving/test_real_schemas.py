@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 import edgeq
-from edgeq.importers import load
 from tests.real_models import SMOLLM2, real_model
 
 PROMPTS = (
@@ -40,23 +39,35 @@ SCHEMAS: tuple[dict[str, Any], ...] = (
 
 @pytest.mark.slow
 def test_every_answer_is_of_its_schema() -> None:
+    """By OpenAI's client, whole and streamed in turn."""
+    openai = pytest.importorskip("openai")
     jsonschema_rs = pytest.importorskip("jsonschema_rs")
     pytest.importorskip("llguidance")
-    model = load(real_model(SMOLLM2))
-    tokenizer = edgeq.Tokenizer(model)
-    vocabulary = edgeq.GrammarVocabulary.of(model, tokenizer)
+    settings = edgeq.ServerSettings(port=0, parallel=1)
     answers = set()
-    with edgeq.Engine(model, threads=1, context=512) as engine:
+    with (
+        edgeq.Server(real_model(SMOLLM2), settings, context=512, threads=1) as server,
+        openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client,
+    ):
+        name = client.models.list().data[0].id
         for number, schema in enumerate(SCHEMAS):
-            grammar = vocabulary.json_schema(schema)
             valid = jsonschema_rs.validator_for(schema)
+            form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
             for seed, prompt in enumerate(PROMPTS):
-                params = edgeq.SamplingParams(temperature=1, seed=10 * number + seed)
-                talk = [{"role": "user", "content": prompt}]
-                chunks = list(edgeq.generate(engine, tokenizer, talk, params, max_tokens=200,
-                                             constraint=grammar.start()))  # fmt: skip
-                text = "".join(chunk.text for chunk in chunks)
-                assert chunks[-1].finish_reason == "stop", text
+                asked: dict[str, Any] = {
+                    "model": name, "temperature": 1, "seed": 10 * number + seed,
+                    "messages": [{"role": "user", "content": prompt}], "max_tokens": 200,
+                    "response_format": form,
+                }  # fmt: skip
+                if seed % 2:
+                    events = client.chat.completions.create(**asked, stream=True)
+                    choices = [event.choices[0] for event in events]
+                    text = "".join(choice.delta.content or "" for choice in choices)
+                    reason = choices[-1].finish_reason
+                else:
+                    choice = client.chat.completions.create(**asked).choices[0]
+                    text, reason = choice.message.content, choice.finish_reason
+                assert reason == "stop", text
                 assert valid.is_valid(json.loads(text)), (schema, text)
                 answers.add(text)
     assert len(answers) > 25  # the model chooses within the schema

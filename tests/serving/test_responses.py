@@ -67,7 +67,7 @@ def test_a_schema_is_kept(server: edgeq.Server) -> None:
         ({"input": []}, "input"),
         ({"input": [{"type": "function_call_output", "output": "1"}]}, "input[0]"),
         ({"input": [{"role": "nobody", "content": "a"}]}, "input[0].role"),
-        ({"input": "a", "text": {"format": {"type": "xml"}}}, "response_format"),
+        ({"input": "a", "text": {"format": {"type": "xml"}}}, "text"),
         ({"input": "a", "previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": "a", "tools": [{"type": "web_search"}]}, "tools"),
     ],

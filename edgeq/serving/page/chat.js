@@ -1,8 +1,10 @@
 // The chat page. Everything that a model or a person writes reaches the document as text nodes.
 
+import { STORE, events, fetched, key } from "./api.js";
+import { node, phone, report } from "./drawers.js";
 import { copyText, markdown } from "./markdown.js";
+import { bytes, rate, sameness, seconds, summary } from "./measures.js";
 
-const STORE = "edgeq-chat";
 const IDEAS = ["Explain gravity to a child.", "Write a haiku about small computers.",
   "Give me a table of three planets and their moons."];
 const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
@@ -12,54 +14,17 @@ const $ = (id) => document.getElementById(id);
 const state = { turns: [], columns: ["", ""], two: false, settings: {} };
 let models = [];
 let running = []; // AbortControllers of the answers that are being written
-let apiKey = sessionStorage.getItem(STORE + "-key") ?? "";
+let leaving = false; // the browser ends the answers of a page that is left
 
 // --- talking to the server -------------------------------------------------------------------
-
-function headers() {
-  const found = { "Content-Type": "application/json" };
-  if (apiKey) found.Authorization = `Bearer ${apiKey}`;
-  return found;
-}
-
-async function fetched(path, options = {}) {
-  const response = await fetch(path, { ...options, headers: headers() });
-  if (response.ok) return response;
-  let message = `the server answered with status ${response.status}`;
-  try {
-    message = (await response.json()).error.message;
-  } catch {
-    // no error of the API
-  }
-  if (response.status === 401) {
-    open("settings", true);
-    $("key").focus();
-  }
-  throw new Error(message);
-}
-
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let held = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    held += value;
-    const parts = held.split("\n\n");
-    held = parts.pop();
-    for (const part of parts) {
-      const data = part.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("\n");
-      if (data === "[DONE]") return;
-      if (data) yield JSON.parse(data);
-    }
-  }
-}
 
 function request(column, turn) {
   const model = models.find((one) => one.id === state.columns[column]);
   const settings = state.settings;
   const body = { model: model.id, stream: true, stream_options: { include_usage: true } };
   for (const name of NUMBERS) if (settings[name] !== undefined && settings[name] !== null) body[name] = settings[name];
+  // with the same random numbers, what differs between two models is not chance
+  if (state.two && body.seed === undefined) body.seed = turn.seed;
   if (settings.schema) {
     const schema = { name: "answer", schema: JSON.parse(settings.schema) };
     body.response_format = { type: "json_schema", json_schema: schema };
@@ -72,8 +37,10 @@ function request(column, turn) {
   const messages = [];
   if (settings.system) messages.push({ role: "system", content: settings.system });
   for (const one of before) {
+    const said = (one.answers[column] ?? one.answers[0])?.text;
+    if (!said) continue; // the answer failed, or was stopped before its first word
     messages.push({ role: "user", content: one.user });
-    messages.push({ role: "assistant", content: (one.answers[column] ?? one.answers[0]).text });
+    messages.push({ role: "assistant", content: said });
   }
   messages.push({ role: "user", content: turn.user });
   if (settings.thinking === false) body.chat_template_kwargs = { enable_thinking: false };
@@ -85,6 +52,7 @@ async function answer(turn, column) {
   turn.answers[column] = own;
   const control = new AbortController();
   running.push(control);
+  leaving = false;
   busy();
   const view = answerView(turn, column);
   view.show(true);
@@ -119,11 +87,12 @@ async function answer(turn, column) {
       if (choice.finish_reason) own.finish = choice.finish_reason;
     }
   } catch (fault) {
-    if (fault.name === "AbortError") own.finish = "stopped";
+    if (fault.name === "AbortError" || leaving) own.finish = "stopped";
     else own.error = fault.message;
   } finally {
     running = running.filter((one) => one !== control);
     view.show(false);
+    compare(turn);
     measures(own);
     busy();
     save();
@@ -132,12 +101,14 @@ async function answer(turn, column) {
   }
 }
 
+const newSeed = () => Math.floor(Math.random() * 2 ** 31);
+
 function columns() {
   return state.two ? [0, 1] : [0];
 }
 
 function say(text) {
-  const turn = { user: text, answers: [] };
+  const turn = { user: text, answers: [], seed: newSeed() };
   state.turns.push(turn);
   $("talk").append(turnView(turn));
   $("empty").hidden = true;
@@ -152,6 +123,7 @@ function again(turn, text, only = null) {
   const place = state.turns.indexOf(turn);
   state.turns.splice(place + 1);
   turn.user = text;
+  turn.seed = newSeed();
   if (only === null) turn.answers = [];
   draw();
   for (const column of only === null ? columns() : [only]) answer(turn, column);
@@ -164,13 +136,6 @@ function stop() {
 // --- what is shown ---------------------------------------------------------------------------
 
 let pinned = true; // the conversation follows what is written, until somebody scrolls up
-
-function node(tag, kind, ...children) {
-  const made = document.createElement(tag);
-  if (kind) made.className = kind;
-  made.append(...children);
-  return made;
-}
 
 function tool(label, about, act) {
   const made = node("button", "tool", label);
@@ -188,9 +153,10 @@ function turnView(turn) {
   mine.setAttribute("aria-label", "You");
   const tools = node("div", "mine-tools", tool("Edit", "Edit this message", () => edit(turn, mine, tools)));
   const answers = node("div", "answers");
-  const section = node("section", "turn", mine, tools, answers);
+  const difference = node("p", "difference");
+  const section = node("section", "turn", mine, tools, answers, difference);
   section.setAttribute("aria-label", "Turn");
-  views.set(turn, []);
+  views.set(turn, { difference });
   for (const column of columns()) {
     const view = makeAnswer(turn, column);
     views.get(turn)[column] = view;
@@ -198,7 +164,17 @@ function turnView(turn) {
     if (turn.answers[column]) view.show(false);
     else view.box.hidden = true;
   }
+  compare(turn);
   return section;
+}
+
+// says how far two complete answers are the same
+function compare(turn) {
+  const place = views.get(turn)?.difference;
+  if (!place) return;
+  const [one, other] = state.two ? turn.answers : [];
+  place.hidden = !(one?.finish && other?.finish);
+  if (!place.hidden) place.textContent = sameness(one.text, other.text);
 }
 
 function answerView(turn, column) {
@@ -209,20 +185,23 @@ function answerView(turn, column) {
 
 function makeAnswer(turn, column) {
   const name = node("h2");
+  const label = state.two ? "Regenerate both" : "Regenerate";
   const thought = node("div");
   const thinking = node("details", "thought", node("summary", "", "Thought"), thought);
   const text = node("div", "text");
   const fault = node("p", "fault");
   const said = node("span");
   const foot = node("div", "foot", said,
-    tool("Regenerate", "Write this answer again", () => again(turn, turn.user, column)),
+    tool(label, state.two ? "Regenerate both answers" : "Regenerate this answer",
+      () => again(turn, turn.user, state.two ? null : column)),
     tool("Copy", "Copy this answer", (button) => copyText(turn.answers[column].text, button)));
   const box = node("article", "answer", name, thinking, text, fault, foot);
   let asked = false;
   const show = (writing) => {
     const own = turn.answers[column];
     if (!own) return;
-    name.textContent = own.model;
+    const model = models.find((one) => one.id === own.model);
+    name.replaceChildren(own.model, ...(model ? [node("span", "size", ` ${bytes(model.weights_bytes)}`)] : []));
     name.hidden = !state.two && models.length < 2;
     box.classList.toggle("waiting", writing && !own.text);
     box.setAttribute("aria-busy", String(writing));
@@ -272,6 +251,7 @@ function edit(turn, mine, tools) {
   });
   tools.hidden = true;
   mine.replaceWith(form);
+  fit(field);
   field.focus();
 }
 
@@ -289,29 +269,6 @@ function busy() {
 }
 
 // --- measurements ----------------------------------------------------------------------------
-
-const seconds = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
-
-function bytes(count) {
-  if (count === null || count === undefined) return "no sensor";
-  return count < 2 ** 30 ? `${Math.round(count / 2 ** 20)} MiB` : `${(count / 2 ** 30).toFixed(2)} GiB`;
-}
-
-// tokens per second after the first one, by the server's clock once the answer is complete
-function rate(own) {
-  const timed = own.timings && own.timings.predicted_ms > 0;
-  const taken = timed ? own.timings.predicted_ms / 1000 : own.seconds;
-  const count = timed ? own.timings.predicted_n : own.tokens;
-  return count > 1 && taken > 0 ? `${((count - 1) / taken).toFixed(1)} tok/s` : "–";
-}
-
-function summary(own) {
-  const reasons = { length: "cut at its length", stopped: "stopped" };
-  const parts = [`${own.tokens} tokens`, rate(own)];
-  if (own.first) parts.push(`first after ${seconds(own.first)}`);
-  if (reasons[own.finish]) parts.push(reasons[own.finish]);
-  return own.tokens ? parts.join(" · ") : "";
-}
 
 function measures(own) {
   $("speed").textContent = rate(own);
@@ -352,6 +309,9 @@ function restore() {
   try {
     const kept = JSON.parse(localStorage.getItem(STORE) ?? "{}");
     if (Array.isArray(kept.turns)) Object.assign(state, kept);
+    for (const own of state.turns.flatMap((turn) => turn.answers)) {
+      if (own && !own.finish && !own.error) own.finish = "stopped"; // by leaving the page
+    }
   } catch {
     // what cannot be read is forgotten
   }
@@ -371,10 +331,8 @@ function readSettings() {
   $("schema-fault").textContent = fault;
   state.settings = found;
   for (const output of document.querySelectorAll("output")) output.textContent = $(output.htmlFor.value).value;
-  const key = $("key").value;
-  if (key !== apiKey) {
-    apiKey = key;
-    sessionStorage.setItem(STORE + "-key", key);
+  if ($("key").value !== key.value) {
+    key.set($("key").value);
     start();
   }
   save();
@@ -387,7 +345,7 @@ function writeSettings(defaults) {
   $("system").value = held.system ?? "";
   $("schema").value = held.schema ?? "";
   $("thinking").checked = held.thinking ?? true;
-  $("key").value = apiKey;
+  $("key").value = key.value;
   readSettings();
 }
 
@@ -399,44 +357,7 @@ function open(which, shown) {
   }
 }
 
-async function report() {
-  const place = $("report-text");
-  place.className = "text";
-  place.replaceChildren(node("p", "quiet", "Loading"));
-  try {
-    const parts = [];
-    for (const column of columns()) {
-      const id = state.columns[column];
-      const card = await (await fetched(`/v1/models/${encodeURIComponent(id)}/card`)).json();
-      if (card.markdown === null) parts.push(node("p", "quiet", `${id} is no file of edgeq quantize, so it has no report.`));
-      else parts.push(...markdown(card.markdown.replace(/^---\n[\s\S]*?\n---\n/, "")));
-    }
-    place.replaceChildren(...parts);
-  } catch (fault) {
-    place.replaceChildren(node("p", "fault", fault.message));
-  }
-}
-
-async function phone() {
-  const place = $("phone-codes");
-  place.replaceChildren(node("p", "quiet", "Loading"));
-  try {
-    const found = await (await fetched("/phone")).json();
-    const parts = found.addresses.map((one) => {
-      const caption = node("figcaption", "", one.url);
-      if (!one.qr) return node("figure", "code-figure", caption);
-      const image = node("img");
-      image.src = one.qr;
-      image.alt = `QR code of ${one.url}`;
-      return node("figure", "code-figure", image, caption);
-    });
-    if (found.addresses.some((one) => one.qr)) parts.unshift(node("p", "quiet", "Point the phone's camera at the code. The phone must be in the same network."));
-    if (found.reason) parts.push(node("p", "quiet", found.reason));
-    place.replaceChildren(...parts);
-  } catch (fault) {
-    place.replaceChildren(node("p", "fault", fault.message));
-  }
-}
+const showReport = () => report($("report-text"), columns().map((column) => state.columns[column]));
 
 function choices() {
   for (const [column, id] of [[0, "model"], [1, "other"]]) {
@@ -474,9 +395,10 @@ async function start() {
 
 // --- events ----------------------------------------------------------------------------------
 
-function grow() {
-  $("message").style.height = "auto";
-  $("message").style.height = `${$("message").scrollHeight + 2}px`;
+// a field is as high as its text
+function fit(field) {
+  field.style.height = "auto";
+  field.style.height = `${field.scrollHeight + 2}px`;
 }
 
 $("form").addEventListener("submit", (event) => {
@@ -484,10 +406,10 @@ $("form").addEventListener("submit", (event) => {
   const text = $("message").value.trim();
   if (!text || running.length || !models.length) return;
   $("message").value = "";
-  grow();
+  fit($("message"));
   say(text);
 });
-$("message").addEventListener("input", grow);
+$("message").addEventListener("input", () => fit($("message")));
 $("message").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
@@ -522,17 +444,17 @@ for (const [column, id] of [[0, "model"], [1, "other"]]) {
     state.columns[column] = $(id).value;
     choices();
     save();
-    if (!$("report").hidden) report();
+    if (!$("report").hidden) showReport();
   });
 }
 $("settings-button").addEventListener("click", () => open("settings", $("settings").hidden));
 $("report-button").addEventListener("click", () => {
   open("report", $("report").hidden);
-  if (!$("report").hidden) report();
+  if (!$("report").hidden) showReport();
 });
 $("phone-button").addEventListener("click", () => {
   open("phone", $("phone").hidden);
-  if (!$("phone").hidden) phone();
+  if (!$("phone").hidden) phone($("phone-codes"));
 });
 for (const button of document.querySelectorAll(".close")) {
   button.addEventListener("click", () => {
@@ -550,7 +472,16 @@ $("talk").addEventListener("scroll", () => {
   const talk = $("talk");
   pinned = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 60;
 });
-document.addEventListener("visibilitychange", live);
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) save(); // a phone may end a page that is not shown
+  live();
+});
+for (const event of ["beforeunload", "pagehide"]) {
+  addEventListener(event, () => {
+    leaving = true;
+    save();
+  });
+}
 for (const idea of IDEAS) {
   const button = node("button", "", idea);
   button.type = "button";
@@ -558,5 +489,9 @@ for (const idea of IDEAS) {
   $("ideas").append(button);
 }
 
+key.refused = () => {
+  open("settings", true);
+  $("key").focus();
+};
 restore();
 start();
