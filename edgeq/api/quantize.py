@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import secrets
+import shutil
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -96,6 +97,9 @@ def quantize(
     progress: Progress | None = None,
 ) -> QuantizationSummary:
     """Quantize a language model into one .edgeq file, or a graph into one .onnx file.
+
+    A calibrated run that was interrupted is continued by the next one with the same arguments, if
+    the source is a file or folder: finished layers are kept beside ``out`` until it is whole.
 
     Args:
         source: a model, a graph, or the path of one. The artifact records the SHA-256 of the file
@@ -216,6 +220,7 @@ def verify_reproducible(
         >>> edgeq.verify_reproducible("model", "small.edgeq", "w4-g32").bpw == summary.bpw
         True
     """
+    from edgeq.quant.decoder.finished_layers import unfinished_folder
     from edgeq.quant.decoder.reproducible import difference
 
     check_type("file", file, str, PathLike)
@@ -227,7 +232,7 @@ def verify_reproducible(
         raise UsageError(
             "verify_reproducible compares artifacts of language models, and the source is a graph"
         )
-    again = path.with_name(f".{path.name}.again-{os.getpid()}.edgeq")
+    again = path.with_name(f".{path.name}.again-{secrets.token_hex(4)}.edgeq")
     try:
         summary = quantize(opened, again, recipe, **options)
         if first_difference := difference(path, again):
@@ -238,6 +243,7 @@ def verify_reproducible(
             )
     finally:
         again.unlink(missing_ok=True)
+        shutil.rmtree(unfinished_folder(again), ignore_errors=True)
     return summary
 
 

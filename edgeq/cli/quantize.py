@@ -207,7 +207,8 @@ def quantize(
 
     A language model (a Hugging Face folder, a GGUF file or a llama2.c .bin file) becomes an .edgeq
     file, by default with about 4.75 bits per weight, rounded by GPTQ with a calibration text.
-    Norms stay floating point; --tensor-type gives some tensors another scheme.
+    Norms stay floating point; --tensor-type gives some tensors another scheme. If a calibrated run
+    is interrupted, the same command continues after the last layer that was finished.
 
     A graph (an .onnx or .tflite file of a vision, audio or encoder model) becomes an .onnx file
     with QuantizeLinear and DequantizeLinear operators, which `edgeq convert` converts to other

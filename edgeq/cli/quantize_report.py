@@ -24,6 +24,11 @@ def report(summary: Summary, out: Path, form: str) -> None:
         form: "text" or "json".
     """
     recipe = summary.recipe
+    if summary.continued_layers:
+        render.note(
+            "continued an interrupted run, which had rounded the first "
+            f"{summary.continued_layers} layers"
+        )
     if form == "json":
         record = {"path": str(out)} | summary.to_dict()
         render.write(json.dumps(record, indent=2) + "\n")

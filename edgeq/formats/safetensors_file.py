@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UnsupportedError
-from edgeq.core.files import STAND_IN_BYTES, stand_in
+from edgeq.core.files import STAND_IN_BYTES, stand_in, write_whole
 from edgeq.formats.mapped_file import MappedFile
 from edgeq.formats.schemes import FLOAT_TAGS, FloatType
 from edgeq.formats.tensor import FloatTensor
@@ -150,6 +150,35 @@ def safetensors_header(
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text = text.ljust(-(-len(text) // 8) * 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def write_arrays(
+    path: Path, metadata: Mapping[str, str], arrays: Mapping[str, NDArray[Any]], what: str
+) -> int:
+    """Write arrays to a safetensors file, which is there whole or not at all.
+
+    Args:
+        path: the file to make or replace.
+        metadata: texts by name.
+        arrays: name -> array of one of `TYPE_NAMES`.
+        what: the file's purpose, for the message, as "the calibration".
+
+    Returns:
+        the bytes of the file.
+
+    Raises:
+        EdgeqError: it cannot be written.
+    """
+    # largest item size first, so that every array is aligned
+    ordered = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
+    described = {
+        name: (TYPE_NAMES[array.dtype.type], array.shape, array.nbytes)
+        for name, array in ordered.items()
+    }
+    pieces = [safetensors_header(metadata, described)]
+    pieces += [array.astype(array.dtype.newbyteorder("<")).tobytes() for array in ordered.values()]
+    write_whole(path, pieces, what)
+    return sum(map(len, pieces))
 
 
 def open_safetensors(path: str | Path) -> SafetensorsFile:

@@ -57,6 +57,7 @@ class ArtifactWriter:
         tensors: name -> scheme and shape of everything that will be written.
         files: tokenizer files.
         provenance: what will be passed to `commit`, or a placeholder at least as long as JSON.
+        folder: of the temporary file, on the same file system; None for the target's.
 
     Attributes:
         size: of the file, in bytes.
@@ -73,6 +74,7 @@ class ArtifactWriter:
         tensors: Mapping[str, TensorLayout],
         files: Mapping[str, bytes],
         provenance: Mapping[str, Any],
+        folder: Path | None = None,
     ) -> None:
         self.path = Path(path)
         check_target(self.path)
@@ -83,9 +85,8 @@ class ArtifactWriter:
         self.size = self._header_size + sum(span.nbytes for span in self._spans.values())
         self._due = sum(tensor.nbytes for tensor in self._tensors.values())
         self._lock = threading.Lock()
-        self._temporary = self.path.with_name(
-            f".{self.path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-        )
+        name = f".{self.path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        self._temporary = folder / name if folder else self.path.with_name(name)
         self._fd = -1
         self._mapped: mmap.mmap | None = None
 

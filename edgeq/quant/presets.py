@@ -18,9 +18,9 @@ allow:
                               needs anyway, and its biases corrected
 
     2.25bpw ... 8.5bpw  decoders  the best recipe known here at each size, see `LADDER`: palettes up
-                              to 3.75 bits, plain integers, which every target can hold, from 4.25
-                              on; the head, whose inputs are few and large, and the values of
-                              attention, which are few, keep more bits
+                              to 3.75 bits, plain integers from 4.25 on; the head, some of whose
+                              inputs are large, and the keys and values of attention, which have few
+                              weights, get more bits
 
 A decoder's embedding and head get 8 bits where nothing else is said. Where a graph's weights have
 4 bits, ``outer`` keeps 8 for the few that hurt most. With scales for blocks, what stays float
@@ -94,8 +94,8 @@ LADDER: Mapping[str, Preset] = {
     "2.75bpw": _rung("w2-g32-palette", "w4-g32", v="w4-g32-palette", down="w3-g64-palette"),
     "3.25bpw": _rung("w3-g64-palette", "w5-g32", v="w4-g32-palette"),
     "3.75bpw": _rung("w3-g32-palette", "w5-g32", v="w5-g32", down="w4-g64-palette"),
-    "4.25bpw": _rung("w4-g64", "w6-g32", v="w5-g32"),
-    "4.75bpw": _rung("w4-g32", "w5-g32", "w6-g32", v="w5-g32", down="w5-g32"),
+    "4.25bpw": _rung("w4-g64", "w5-g32", v="w5-g32"),
+    "4.75bpw": _rung("w4-g32", "w5-g32", "w6-g32", k="w5-g64", v="w5-g32", down="w5-g32"),
     "5.5bpw": _rung("w5-g32", "w6-g32", v="w6-g32"),
     "6.5bpw": _rung("w6-g32", "w8-channel", v="w8-g32"),
     "8.5bpw": _rung("w8-g32", "w8-g32"),

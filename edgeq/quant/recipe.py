@@ -332,8 +332,16 @@ class Recipe:
         return tuple(scheme for scheme in schemes if isinstance(scheme, QuantScheme))
 
     def scheme_for(self, name: str, shape: Sequence[int]) -> Scheme:
-        """The scheme of one tensor of a decoder; vectors are always floating point."""
-        matching = (rule.scheme for rule in self.rules if rule.matches(name))
+        """The scheme of one tensor of a decoder; vectors are always floating point.
+
+        A rule of a preset does not apply to a matrix whose rows are shorter than its groups.
+        """
+        matching = (
+            rule.scheme
+            for rule in self.rules
+            if rule.matches(name)
+            and not (rule.pattern in BUILT_IN and _too_long(rule.scheme, shape))
+        )
         if len(shape) == 2:
             return next(matching, self.default)
         return next((scheme for scheme in matching if isinstance(scheme, FloatScheme)), VECTORS)
@@ -354,7 +362,7 @@ class Recipe:
         schemes = {name: self.scheme_for(name, shape) for name, shape in shapes.items()}
         for name, scheme in schemes.items():
             if isinstance(scheme, QuantScheme):
-                _check_group(name, scheme, shapes[name][1])
+                _check_group(name, scheme, shapes[name])
         return schemes
 
 
@@ -437,13 +445,23 @@ def _check_matches(rule: Rule, shapes: Mapping[str, Sequence[int]]) -> None:
         )
 
 
-def _check_group(name: str, scheme: QuantScheme, k: int) -> None:
-    size = scheme.group_size
-    longest = -(-k // K_BLOCK) * K_BLOCK
-    if size is None or size <= longest:
+def _longest_group(k: int) -> int:
+    """The longest group that a row of k weights is divided by."""
+    return -(-k // K_BLOCK) * K_BLOCK
+
+
+def _too_long(scheme: Scheme, shape: Sequence[int]) -> bool:
+    """Whether the groups of a scheme are longer than a matrix's rows."""
+    size = scheme.group_size if isinstance(scheme, QuantScheme) else None
+    return size is not None and len(shape) == 2 and size > _longest_group(shape[1])
+
+
+def _check_group(name: str, scheme: QuantScheme, shape: Sequence[int]) -> None:
+    if not _too_long(scheme, shape):
         return
-    fits = [str(s) for s in (16, 32, 64, 128) if s <= longest]
+    k = shape[1]
+    fits = [str(s) for s in (16, 32, 64, 128) if s <= _longest_group(k)]
     raise SchemeError(
-        f"group_size {size} is longer than a row of {name} (K={k}); "
+        f"group_size {scheme.group_size} is longer than a row of {name} (K={k}); "
         f"use {', '.join(fits)} or a scale per channel (w{scheme.bits}-channel)"
     )

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from edgeq.core.errors import FormatError, SchemeError, UsageError
 from edgeq.formats.schemes import FloatScheme, QuantScheme, parse_scheme
+from edgeq.importers.shapes import SHAPES as MODELS
+from edgeq.model.artifact_layout import TensorLayout
 from edgeq.quant import METHODS, Recipe, Rule
-from edgeq.quant.presets import presets_for
+from edgeq.quant.presets import LADDER, presets_for
 from edgeq.quant.rules import OUTER, Activations
 from tests.families import scheme_of
 
@@ -17,6 +21,8 @@ SHAPES = {
     "model.layers.0.input_layernorm.weight": (64,),
     "model.layers.0.self_attn.q_proj.weight": (64, 64),
     "model.layers.0.self_attn.q_proj.bias": (64,),
+    "model.layers.0.self_attn.k_proj.weight": (32, 64),
+    "model.layers.0.self_attn.v_proj.weight": (32, 64),
     "model.layers.0.mlp.down_proj.weight": (64, 172),
     "model.layers.1.mlp.down_proj.weight": (64, 172),
     "model.norm.weight": (64,),
@@ -35,6 +41,8 @@ def test_the_defaults() -> None:
         "model.layers.0.input_layernorm.weight": "f32",
         "model.layers.0.self_attn.q_proj.weight": "w4-g32",
         "model.layers.0.self_attn.q_proj.bias": "f32",
+        "model.layers.0.self_attn.k_proj.weight": "w5-g64",
+        "model.layers.0.self_attn.v_proj.weight": "w5-g32",
         "model.layers.0.mlp.down_proj.weight": "w5-g32",
         "model.layers.1.mlp.down_proj.weight": "w5-g32",
         "model.norm.weight": "f32",
@@ -126,6 +134,37 @@ def test_rules_that_do_not_suit_the_model(rule: str, words: str) -> None:
 def test_built_in_rules_need_not_match() -> None:
     tied = {name: shape for name, shape in SHAPES.items() if "mlp" in name}
     assert set(map(str, Recipe.from_options().assign(tied).values())) == {"w5-g32"}
+
+
+def test_rules_of_presets_are_for_rows_as_long_as_their_groups() -> None:
+    name = "model.layers.0.self_attn.k_proj.weight"
+    default = Recipe.from_options()
+    got = {k: str(default.assign({name: (32, k)})[name]) for k in (32, 33, 64, 576)}
+    assert got == {32: "w4-g32", 33: "w5-g64", 64: "w5-g64", 576: "w5-g64"}
+    # a rule of the user's is refused, not left out
+    own = Recipe.from_options(tensor_types=["k_proj=w5-g64"])
+    with pytest.raises(SchemeError, match="group_size 64 is longer than a row"):
+        own.assign({name: (32, 32)})
+
+
+def bits_per_weight(recipe: Recipe, model: str) -> float:
+    """Stored bits per weight of a known model's matrices."""
+    shapes = dict(MODELS[model].linears())
+    schemes = recipe.assign(shapes)
+    stored = sum(8 * TensorLayout(schemes[name], shapes[name]).nbytes for name in shapes)
+    return stored / sum(math.prod(shape) for shape in shapes.values())
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_a_size_is_that_of_a_large_model(name: str) -> None:
+    bits = bits_per_weight(Recipe.named(name), "mistral-7b")
+    assert -0.01 < bits - float(name.removesuffix("bpw")) < 0.15
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_size_is_larger_than_the_one_below(model: str) -> None:
+    sizes = {name: bits_per_weight(Recipe.named(name), model) for name in LADDER}
+    assert all(a < b for a, b in pairwise(sizes.values())), sizes
 
 
 def test_an_equals_sign_in_the_pattern() -> None:

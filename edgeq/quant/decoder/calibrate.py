@@ -30,14 +30,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UsageError
-from edgeq.core.files import write_whole
 from edgeq.core.progress import Progress
 from edgeq.formats.mapped_file import release
 from edgeq.formats.safetensors_file import (
-    TYPE_NAMES,
     SafetensorsFile,
     open_safetensors,
-    safetensors_header,
+    write_arrays,
 )
 from edgeq.formats.tensor import row_blocks
 from edgeq.model.config import ModelConfig
@@ -318,16 +316,7 @@ def _write(
 ) -> int:
     metadata = {"format": form, "format_version": VERSION}
     metadata |= {key: json.dumps(value) for key, value in facts.items()}
-    # largest item size first, so that every array is aligned
-    ordered = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
-    described = {
-        name: (TYPE_NAMES[array.dtype.type], array.shape, array.nbytes)
-        for name, array in ordered.items()
-    }
-    pieces = [safetensors_header(metadata, described)]
-    pieces += [array.astype(array.dtype.newbyteorder("<")).tobytes() for array in ordered.values()]
-    write_whole(path, pieces, "the calibration")
-    return sum(map(len, pieces))
+    return write_arrays(path, metadata, arrays, "the calibration")
 
 
 def _save_state(

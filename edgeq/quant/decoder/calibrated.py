@@ -20,6 +20,7 @@ from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, part_shapes, row_blocks
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationText
+from edgeq.quant.decoder.finished_layers import FinishedLayers, Wanted
 from edgeq.quant.decoder.replay import Replay, ReplayStep
 from edgeq.quant.kernels.products import column_squares, product, row_products, squares
 from edgeq.quant.recipe import Recipe
@@ -172,6 +173,7 @@ def round_calibrated(
     written: Mapping[str, Tensor],
     *,
     options: Mapping[str, Any],
+    finished: FinishedLayers | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float | None]:
     """Quantize and write the matrices of the layers.
@@ -186,6 +188,8 @@ def round_calibrated(
         options: options of the method and of the replay. "use_quantized_inputs" also compensates
             for the error of the inputs. "relative_errors" also divides errors that are added to the
             residual stream by its size, as the norm that follows does.
+        finished: layers that an interrupted run has rounded, which are replayed only; each layer
+            that is rounded is kept there.
         progress: called with the matrix, weights done, and number of weights.
 
     Returns:
@@ -202,6 +206,7 @@ def round_calibrated(
     total = sum(int(np.prod(model.tensors[name].shape)) for name in schemes)
     ratios: dict[str, float | None] = {}
     done = 0
+    layers = _Layers(model, schemes, finished)
     replay = Replay(model, calibration.windows, float_inputs=use_quantized_inputs, replaced=written)
     for step in replay:
         names = [name for name in step.group.linears if name in schemes]
@@ -209,26 +214,67 @@ def round_calibrated(
             continue
         if progress:
             progress(names[0], done, total)
-        if relative_errors and step.group.adds_to_residual:
-            seen: dict[str, Any] = {"hessian": _residual_moments(step)}
+        kept = layers.begin(step.group.layer)
+        seen: dict[str, Any] = {}
+        if kept:
+            targets: dict[str, NDArray[np.float32]] = {}
         else:
-            seen = _input_statistics(step, METHOD_INPUTS.get(method), use_quantized_inputs)
-        targets = _compensated_weights(step, names, seen.get("hessian"))
+            if relative_errors and step.group.adds_to_residual:
+                seen = {"hessian": _residual_moments(step)}
+            else:
+                seen = _input_statistics(step, METHOD_INPUTS.get(method), use_quantized_inputs)
+            targets = _compensated_weights(step, names, seen.get("hessian"))
         for name in names:
             w = step.weights[name]
-            tensor = quantize_tensor(
+            tensor = kept.get(name) or quantize_tensor(
                 targets.pop(name, w), schemes[name], method, name=name, **seen, **own
             )
             write(name, tensor)
             w_hat = tensor.numpy()
             ratios[name] = tensor_sqnr(FloatTensor("float32", w), FloatTensor("float32", w_hat))
             step.replace(name, w_hat)
+            layers.add(name, tensor)
             done += w.size
             if progress:
                 progress(name, done, total)
         if done == total:
             break
     return ratios
+
+
+class _Layers:
+    """The layer that is being rounded, and those that are finished."""
+
+    def __init__(
+        self, model: Model, schemes: Mapping[str, QuantScheme], finished: FinishedLayers | None
+    ) -> None:
+        self._model, self._schemes, self._finished = model, schemes, finished
+        self._layer = -1
+        self._wanted: Wanted = {}
+        self._kept: Mapping[str, QuantTensor] = {}
+        self._rounded: dict[str, QuantTensor] = {}
+
+    def begin(self, layer: int) -> Mapping[str, QuantTensor]:
+        """Go on with a layer; returns its matrices if they are rounded already, else nothing."""
+        if self._finished is not None and layer != self._layer:
+            prefix = f"model.layers.{layer}."
+            self._wanted = {
+                name: (scheme, (n, k))
+                for name, scheme in self._schemes.items()
+                if name.startswith(prefix)
+                for n, k in [self._model.tensors[name].shape]
+            }
+            self._layer, self._rounded = layer, {}
+            self._kept = self._finished.tensors(layer, self._wanted)
+        return self._kept
+
+    def add(self, name: str, tensor: QuantTensor) -> None:
+        """Take a rounded matrix, and keep the layer if it was the last one."""
+        if self._finished is None or self._kept:
+            return
+        self._rounded[name] = tensor
+        if len(self._rounded) == len(self._wanted):
+            self._finished.keep(self._layer, self._rounded)
 
 
 def tensor_sqnr(original: Tensor, tensor: Tensor) -> float | None:

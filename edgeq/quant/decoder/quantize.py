@@ -36,6 +36,7 @@ from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
 from edgeq.quant.decoder.calibrated import Ratios, tensor_sqnr
 from edgeq.quant.decoder.calibration_data import NO_TEXT, CalibrationData
 from edgeq.quant.decoder.data_free import Importance, round_data_free
+from edgeq.quant.decoder.finished_layers import FinishedLayers, run_key
 from edgeq.quant.decoder.prepare import Prepared, prepare
 from edgeq.quant.decoder.quality_report import HeldOut, QualityReport, card_bytes, measure
 from edgeq.quant.decoder.round_model import round_model
@@ -92,6 +93,7 @@ class Summary(QuantizationSummary):
         card_seconds: wall-clock time of the quality report.
         cpu_seconds: processor time of all threads.
         threads: number of threads.
+        continued_layers: number of layers that an interrupted run had rounded already.
         peak_rss_bytes: peak resident memory of the process; None if unknown.
     """
 
@@ -107,6 +109,7 @@ class Summary(QuantizationSummary):
     card_seconds: float
     cpu_seconds: float
     threads: int
+    continued_layers: int
     peak_rss_bytes: int | None
 
     @property
@@ -127,6 +130,7 @@ class Summary(QuantizationSummary):
             "card_seconds": self.card_seconds,
             "cpu_seconds": self.cpu_seconds,
             "threads": self.threads,
+            "continued_layers": self.continued_layers,
             "peak_rss_bytes": self.peak_rss_bytes,
             "quality": self.quality.to_dict(),
             "target": self.target,
@@ -229,10 +233,13 @@ def quantize_model(
         "quality": _widest_report(model, card, prepared).to_dict(),
     }
     with (
+        FinishedLayers(Path(out), _key(prepared, data, digest)) as finished,
         thread_limit(budget.threads),
-        ArtifactWriter(out, model.config, layouts, model.files, provenance | announced) as writer,
+        ArtifactWriter(
+            out, model.config, layouts, model.files, provenance | announced, finished.folder
+        ) as writer,
     ):
-        ratios = _round(prepared, data, budget, writer, progress)
+        ratios = _round(prepared, data, budget, writer, finished, progress)
         card_started = time.perf_counter()
         quality = QualityReport(card) if isinstance(card, str) else measure(
             writer.written(), base, card, inputs=prepared.inputs, progress=progress
@@ -259,8 +266,19 @@ def quantize_model(
         card_seconds=card_seconds,
         cpu_seconds=time.process_time() - cpu_started,
         threads=budget.threads,
+        continued_layers=finished.taken,
         peak_rss_bytes=peak_rss_bytes(),
     )
+
+
+def _key(prepared: Prepared, data: CalibrationData, digest: BackgroundDigest | None) -> str | None:
+    """What decides the integers of a run that can be continued; None for other runs."""
+    if digest is None or not prepared.calibrated or prepared.tensors is not None:
+        return None
+    facts = {
+        "source": digest.result(), "version": __version__, "recipe": prepared.recipe.to_dict(),
+    }  # fmt: skip
+    return run_key(facts, data.needed_text.windows)
 
 
 def _widest_report(model: Model, card: HeldOut | str, prepared: Prepared) -> QualityReport:
@@ -286,6 +304,7 @@ def _round(
     data: CalibrationData,
     budget: Budget,
     writer: ArtifactWriter,
+    finished: FinishedLayers,
     progress: Progress | None,
 ) -> dict[str, float | None]:
     """Round and write every tensor; returns the SQNR in dB of the quantized tensors."""
@@ -303,7 +322,8 @@ def _round(
         text = data.needed_text if prepared.calibrated else None
         ratios = dict(round_model(
             prepared.model, recipe, schemes, text,
-            data_free=data_free, write=writer.write, written=writer.tensor, progress=progress,
+            data_free=data_free, write=writer.write, written=writer.tensor, finished=finished,
+            progress=progress,
         ))  # fmt: skip
     if recipe.training:
         ratios |= _train(prepared, data.needed_text, budget, writer, progress)

@@ -29,6 +29,7 @@ from edgeq.quant.decoder.calibrated import (
     round_head,
 )
 from edgeq.quant.decoder.data_free import Importance, cast_float, round_matrix
+from edgeq.quant.decoder.finished_layers import FinishedLayers
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, data_free_method
 
@@ -42,6 +43,7 @@ def round_model(
     data_free: Callable[[Mapping[str, Tensor], str, Importance], Ratios],
     write: Write,
     written: Callable[[str], Tensor],
+    finished: FinishedLayers | None = None,
     progress: Progress | None = None,
 ) -> Ratios:
     """Round every tensor of a model.
@@ -55,6 +57,7 @@ def round_model(
             whose importance is given, and returns their SQNR.
         write: writes a rounded matrix.
         written: returns a tensor that was written.
+        finished: layers that an interrupted run has rounded, and where those of this run are kept.
         progress: called with a matrix, weights done, and number of weights.
 
     Returns:
@@ -83,7 +86,7 @@ def round_model(
         rest = {name: written(name) for name in schemes if name not in matrices}
         ratios |= round_calibrated(
             model, matrices, recipe.method, text, write, rest,
-            options=recipe.options, progress=progress,
+            options=recipe.options, finished=finished, progress=progress,
         )  # fmt: skip
     return ratios
 
