@@ -211,8 +211,8 @@ def test_run_sh_chooses_the_first_tier_that_fits(tiered: Tiered, tmp_path: Path)
         arguments = run_sh(folder, tmp_path, MEMORY_MIB=str(free)).stdout.splitlines()
         assert arguments[:2] == ["serve", f"tale={folder}/{tiers[number].entry}"]
         assert arguments[arguments.index("--ctx-size") + 1] == str(tiers[number].context)
-    for free in ("199", "0"):
-        done = run_sh(folder, tmp_path, MEMORY_MIB=free)
+    for free in (199, 0):
+        done = run_sh(folder, tmp_path, MEMORY_MIB=str(free))
         assert done.returncode == 1
         assert f"needs 200 MiB of memory, and {free} MiB are free" in done.stderr
         assert f"set CONTEXT={tiers[-1].context}" in done.stderr
