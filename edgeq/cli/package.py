@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from edgeq.packaging.verify import PackageReport
 
 PLATFORMS = ("ios", "android", "rpi", "ort-mobile")
-_BUILD = ("platform", "name", "forms", "preset", "ctx_size", "data", "shapes", "dequantize",
-          "labels", "license_", "base_model", "sign", "max_ram", "threads")  # fmt: skip
+_BUILD = ("platform", "name", "forms", "preset", "variants", "ctx_size", "data", "shapes",
+          "dequantize", "labels", "license_", "base_model", "sign", "max_ram",
+          "threads")  # fmt: skip
 """Options for making a package."""
 _GRAPHS = ("data", "shapes", "dequantize", "labels")
 """Options for graphs only."""
@@ -49,6 +50,10 @@ _OUTPUT = ("output", "force")
 @click.option("--preset", metavar="SCHEME", default=None,
               show_default="integers are kept; floats: 4.75bpw, graphs w8a8-static or w8-channel",
               help="Quantize the weights by this recipe first, such as w4-g32.")  # fmt: skip
+@click.option("--variant", "variants", multiple=True, metavar="SCHEME", show_default=False,
+              help="Language models: add the model with weights quantized by this recipe, such as "
+                   "w8-g32. The package runs the largest for which a device has free memory. May "
+                   "be given several times.")  # fmt: skip
 @shared_option("-c", "--ctx-size", env="CTX_SIZE", type=click.IntRange(min=0), default=0,
                help="Context length in tokens; 0 takes 2048 (LiteRT-LM: 1280), or what the model "
                     "supports.")  # fmt: skip
@@ -129,7 +134,7 @@ def _build(model: str, given: dict[str, Any], form: str) -> int:
 
     graph = source_kind(model) == "graph"
     if graph:
-        refuse_given(("ctx_size", "max_ram"), "language models, and MODEL is a graph")
+        refuse_given(("ctx_size", "max_ram", "variants"), "language models, and MODEL is a graph")
     else:
         graphs.refuse_made(model)
         refuse_given(_GRAPHS, "graphs, and MODEL is a language model")
@@ -137,7 +142,7 @@ def _build(model: str, given: dict[str, Any], form: str) -> int:
         made = make(
             model, given["platform"], given["output"],
             name=given["name"], forms=given["forms"] or None, preset=given["preset"],
-            context=given["ctx_size"] or None, data=given["data"],
+            variants=given["variants"], context=given["ctx_size"] or None, data=given["data"],
             shapes=graphs.named_shapes(given["shapes"]) if graph else None,
             dequantize=given["dequantize"], labels=given["labels"], license=given["license_"],
             base_model=given["base_model"], sign=given["sign"],

@@ -14,6 +14,7 @@ from edgeq.packaging.manifest import Manifest, ModelVariant
 from edgeq.packaging.pictures import picture_holes
 from edgeq.packaging.prompts import around_a_message
 from edgeq.packaging.source import GraphSource, ModelSource, need_float_ends
+from edgeq.packaging.tiers import Tier
 
 KOTLIN = "kotlin/edgeq/model"
 """Folder of the Kotlin package edgeq.model below a source set."""
@@ -25,7 +26,9 @@ DEPENDENCIES = {
     "ort": "com.microsoft.onnxruntime:onnxruntime-android:1.27.0",
 }
 """Flavor -> the Maven coordinates of its runtime. onnxruntime-genai is not on Maven; its releases
-have an AAR."""
+have an AAR. Sources, November 2026: mvnrepository.com and javadoc.io (onnxruntime-android 1.27.0),
+ai.google.dev/edge/litert/android (LiteRT 2.1.0, Android 6 and later), skills.sh/android/skills
+(litertlm-android 0.18.0)."""
 MIN_SDK = {"litertlm": 31, "genai": 24}
 _GRADLE: Mapping[str, Mapping[str, str]] = {
     "model": {
@@ -69,8 +72,10 @@ def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> No
     """Write the Gradle module; see `edgeq.packaging.glue.write_glue`."""
     root = folder / "android"
     kind = "graph" if made.kind == "graph" else "model"
-    flavors = {variant.id: FLAVORS[variant.id] for variant in made.variants}
-    least = max(MIN_SDK.get(variant.id, 24) for variant in made.variants)
+    firsts = {variant.form: variant for variant in reversed(made.variants)}
+    forms = [variant for variant in made.variants if variant is firsts[variant.form]]
+    flavors = {variant.form: FLAVORS[variant.form] for variant in forms}
+    least = max(MIN_SDK.get(form, 24) for form in flavors)
     gradle = templates.filled(
         "android/build.gradle.kts",
         **_GRADLE[kind],
@@ -78,8 +83,8 @@ def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> No
         min_sdk=least if len(flavors) == 1 else min(MIN_SDK.values()),
         flavors="\n".join(_flavor(form, flavors[form]) for form in flavors),
         sources="\n".join(
-            f'android.sourceSets["{FLAVORS[variant.id]}"].assets.srcDir("../{_assets(variant)}")'
-            for variant in made.variants
+            f'android.sourceSets["{flavors[variant.form]}"].assets.srcDir("../{_assets(variant)}")'
+            for variant in forms
         ),
         dependencies="\n".join(_dependency(form, flavors[form]) for form in flavors),
         labels=(
@@ -96,9 +101,9 @@ def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> No
         templates.write(root, f"src/main/{KOTLIN}/ModelFiles.kt", files)
     else:
         _write_helpers(root, made)
-    for variant in made.variants:
-        flavor = flavors[variant.id]
-        code, test = _CODE[variant.id]
+    for variant in forms:
+        flavor = flavors[variant.form]
+        code, test = _CODE[variant.form]
         holes = (
             _graph_holes(folder, made, variant)
             if isinstance(source, GraphSource)
@@ -125,8 +130,7 @@ def _write_helpers(root: Path, made: Manifest) -> None:
 
 def _assets(variant: ModelVariant) -> str:
     """The folder of the package whose files become assets of the app for a form."""
-    entry = PurePosixPath(variant.entry)
-    return str(entry if variant.id == "genai" else entry.parent)
+    return str(PurePosixPath(variant.entry).parent)
 
 
 def _flavor(form: str, flavor: str) -> str:
@@ -147,27 +151,47 @@ def _dependency(form: str, flavor: str) -> str:
 def _model_holes(
     folder: Path, made: Manifest, variant: ModelVariant, source: ModelSource
 ) -> dict[str, Any]:
-    base = folder / _assets(variant)
     before, after = around_a_message(source.opened.files)
-    files = [
-        f'            "{(folder / file).relative_to(base).as_posix()}" to '
-        f"{(folder / file).stat().st_size}L,"
-        for file in variant.files
-    ]
     return {
         "name": made.name,
-        "file": PurePosixPath(variant.entry).name,
-        "files": "\n".join(files),
-        "needed_bytes": variant.memory[-1]["total_bytes"],
-        "context": variant.context,
+        "tiers": "\n".join(_tier(folder, made, tier) for tier in made.tiers_of(variant.form)),
         "before": kotlin(before),
         "after": kotlin(after),
+        "start": ", ".join(map(str, made.model["start_tokens"])),
     }
+
+
+def _tier(folder: Path, made: Manifest, tier: Tier) -> str:
+    """A tier as an argument of a list in Kotlin."""
+    variant = made.variant(tier.variant)
+    base = folder / _assets(variant)
+
+    def asset(file: str) -> str:
+        return kotlin((folder / file).relative_to(base).as_posix())
+
+    files = [
+        f"                    {asset(file)} to {(folder / file).stat().st_size}L,"
+        for file in variant.files
+    ]
+    return "\n".join(
+        (
+            "            Tier(",
+            f"                name = {kotlin(tier.id)},",
+            f"                variant = {kotlin(tier.variant)},",
+            f"                entry = {asset(tier.entry)},",
+            f"                context = {tier.context},",
+            f"                neededBytes = {tier.needed_bytes}L,",
+            "                files = mapOf(",
+            *files,
+            "                ),",
+            "            ),",
+        )
+    )
 
 
 def _graph_holes(folder: Path, made: Manifest, variant: ModelVariant) -> dict[str, Any]:
     orders: dict[str, Any] = {}
-    if variant.id == "litert":
+    if variant.form == "litert":
         settings = read(folder / variant.entry, entry=METADATA).settings
         orders = {
             name: end["order"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,14 +12,24 @@ from typing import Any
 from edgeq._version import __version__
 from edgeq.converters.atomic_output import files_below, publish, staging
 from edgeq.converters.targets import require_target
-from edgeq.core.errors import UsageError, check_type, unknown
+from edgeq.core.errors import SchemeError, UnsupportedError, UsageError, check_type, unknown
 from edgeq.core.files import no_room
 from edgeq.core.progress import Progress
 from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph
 from edgeq.importers import source_kind
 from edgeq.model.model import Model
-from edgeq.packaging import glue, golden_graph, manifest, readme, signing, templates, tree
+from edgeq.packaging import (
+    estimates,
+    glue,
+    golden_graph,
+    manifest,
+    readme,
+    schema,
+    signing,
+    templates,
+    tree,
+)
 from edgeq.packaging import labels as naming
 from edgeq.packaging.layout import check_output, package_name, refuse_inside
 from edgeq.packaging.license import License, given
@@ -30,6 +41,7 @@ from edgeq.packaging.source import GraphSource, ModelSource, describe_graph, des
 from edgeq.packaging.variant import Work, context_of, graph_variant, model_variant
 from edgeq.quant.decoder.model_card import model_card
 from edgeq.quant.graph.samples import Samples
+from edgeq.quant.recipe import Recipe
 
 _ROOM = 8
 """Tokens of the context that golden prompts leave free for the answer."""
@@ -87,6 +99,7 @@ def package(
     name: str | None = None,
     forms: Sequence[str] | None = None,
     preset: str | None = None,
+    variants: Sequence[str] = (),
     context: int | None = None,
     data: Samples | Iterable[Feeds] | str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -116,6 +129,9 @@ def package(
         forms: identifiers of the platform's forms to build; all of them if None.
         preset: recipe by which the weights are quantized first. None quantizes float weights by
             the default recipe and keeps weights that are integers already.
+        variants: for language models, further recipes, such as "w8-g32". Each form is also built
+            with the weights quantized by each of them, if its runtime has that scheme, and the code
+            of the package runs the largest one whose memory is free on the device.
         context: for language models, the number of tokens that the forms are built for. None means
             2048 (1280 for LiteRT-LM), or what the model supports if that is less.
         data: for graphs, real inputs for calibration and for the golden tests: samples, a list of
@@ -158,8 +174,11 @@ def package(
     )
     kind: Kind = "graph" if graph else "language model"
     listed = _chosen_forms(chosen, kind, forms)
-    if graph and (context is not None or max_ram is not None):
-        raise UsageError("context and max_ram are for language models, and the source is a graph")
+    if graph and (context is not None or max_ram is not None or variants):
+        raise UsageError(
+            "context, max_ram and variants are for language models, and the source is a graph"
+        )
+    suffixes = _suffixes(variants, preset)
     if not graph and (data is not None or shapes or dequantize or labels is not None):
         raise UsageError(
             "data, shapes, dequantize and labels are for graphs, and the source is a language model"
@@ -179,9 +198,7 @@ def package(
         root, scratch = folder / "written" / path.name, folder / "scratch"
         root.mkdir(parents=True)
         scratch.mkdir()
-
-        def working(called: str) -> Work:
-            return Work(root, called, context, threads, max_ram, progress, announce)
+        others: dict[str, ModelSource] = {}
 
         if graph:
             assert not isinstance(source, Model)
@@ -191,19 +208,32 @@ def package(
         else:
             assert not isinstance(source, Graph)
             opened = ModelSource(source, scratch, preset, threads, max_ram, progress)
+            for recipe, suffix in suffixes.items():
+                (scratch / suffix).mkdir()
+                others[suffix] = ModelSource(
+                    opened.opened, scratch / suffix, recipe, threads, max_ram, progress, exact=True
+                )
         glue.check(platform, opened)
-        work = working(package_name(name, opened.path))
-        variants, versions = (
+        called = package_name(name, opened.path)
+        work = Work(root, called, context, threads, max_ram, progress, announce)
+        built, versions = (
             _graphs(work, listed, opened) if isinstance(opened, GraphSource)
-            else _models(work, listed, opened)
+            else _models(work, listed, {"": opened, **others})
         )  # fmt: skip
+        tiers = [
+            tier for form in listed
+            for tier in estimates.tiers(
+                chosen.name, form, [variant for variant in built if variant.form == form.id]
+            )
+        ]  # fmt: skip
         known = given(opened.license, license, base_model)
         made = Manifest(
             work.name, chosen.name, kind, __version__,
             _described(opened, work.name, known),
-            tuple(variants), dict(sorted(versions.items())),
+            tuple(built), tuple(tiers), dict(sorted(versions.items())),
         )  # fmt: skip
         glue.write_glue(root, made, opened)
+        schema.write(root)
         readme.write(root, made)
         made = replace(made, files=tree.entries_of(root, progress))
         (root / manifest.NAME).write_bytes(made.to_bytes())
@@ -228,10 +258,31 @@ def _chosen_forms(chosen: Platform, kind: Kind, forms: Sequence[str] | None) -> 
     return [known[one] for one in known if one in forms]
 
 
+def _suffixes(variants: Sequence[str], preset: str | None) -> dict[str, str]:
+    """Further recipe -> what tells its files from those of the first."""
+    if isinstance(variants, str) or not all(isinstance(one, str) for one in variants):
+        raise UsageError(f"variants is {variants!r}; give a list of recipes, such as ['w8-g32']")
+    suffixes: dict[str, str] = {}
+    for recipe in variants:
+        Recipe.from_options(preset=recipe, source="decoder")
+        suffix = "-" + re.sub(r"[^a-z0-9.]+", "-", recipe.lower()).strip("-")
+        if recipe == preset or suffix in suffixes.values():
+            raise UsageError(f"the recipe {recipe} is given twice; give each recipe once")
+        suffixes[recipe] = suffix
+    return suffixes
+
+
 def _models(
-    work: Work, forms: list[Form], source: ModelSource
+    work: Work, forms: list[Form], sources: Mapping[str, ModelSource]
 ) -> tuple[list[ModelVariant], dict[str, str]]:
-    """Build all forms of a language model, its tokenizer, golden prompts and quality report."""
+    """Build all forms of a language model, its tokenizer, golden prompts and quality reports.
+
+    Args:
+        work: settings that all forms share.
+        forms: the forms to build.
+        sources: suffix of the names of files -> the model in a recipe; the first has none.
+    """
+    source = sources[""]
     config = source.opened.config
     files = source.opened.files
     for file, content in sorted(files.items()):
@@ -242,12 +293,27 @@ def _models(
     prompts = golden_prompts(files, config.vocab, least - _ROOM)
     work.write_json(PROMPTS, {"prompts": prompts})
     variants, versions = [], dict[str, str]()
+    built, refused = set[str](), dict[str, str]()
     for form in forms:
-        variant, libraries = model_variant(work, form, source, prompts)
-        variants.append(variant)
-        versions |= libraries
-    card = model_card(source.own().model, work.name)
-    (work.root / "model-card.md").write_bytes(card.encode())
+        for suffix, one in sources.items():
+            try:
+                variant, libraries = model_variant(replace(work, suffix=suffix), form, one, prompts)
+            except (UnsupportedError, SchemeError) as err:
+                if not one.exact:
+                    raise
+                refused[suffix] = f"{form.title} does not run the recipe {one.preset}: {err}"
+                if work.announce:
+                    work.announce(refused[suffix])
+                continue
+            built.add(suffix)
+            variants.append(variant)
+            versions |= libraries
+    for suffix, why in refused.items():
+        if suffix not in built:
+            raise UnsupportedError(f"no form of the package runs a recipe: {why}")
+    for suffix, one in sources.items():
+        card = model_card(one.own().model, work.name + suffix)
+        (work.root / f"model-card{suffix}.md").write_bytes(card.encode())
     return variants, versions
 
 

@@ -17,6 +17,7 @@ from edgeq.packaging import labels, templates
 from edgeq.packaging.manifest import Manifest, ModelVariant
 from edgeq.packaging.pictures import picture_holes
 from edgeq.packaging.source import GraphSource, ModelSource, need_float_ends
+from edgeq.packaging.tiers import Tier
 from edgeq.runtime.tokenizer import Tokenizer
 
 _CLASS = "PreTrainedTokenizerFast"
@@ -58,22 +59,22 @@ def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> No
     """Write the Swift package; see `edgeq.packaging.glue.write_glue`."""
     variant = made.variants[0]
     kind = "graph" if made.kind == "graph" else "model"
-    files = {file: file_sha256(folder / file) for file in variant.files}
     holes: dict[str, Any] = {
         **_SWIFT_PACKAGE[kind],
         "name": made.name,
         "module": module_name(made.name),
-        "entry": variant.entry,
+        "entries": ", ".join(f'.copy("{one.entry}")' for one in made.variants),
         "file": PurePosixPath(variant.entry).name,
         "labels": "",
-        "digest": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16],
+        "digest": _digest(folder, variant),
+        "units": made.tiers[0].compute_units,
     }
     if isinstance(source, GraphSource):
         holes |= _graph_holes(folder, made, variant)
         _write_helpers(folder, made, holes)
         code, name = "graph/GraphModel.swift", "GraphModel.swift"
     else:
-        holes |= _model_holes(folder, made, variant, source)
+        holes |= _model_holes(folder, made, source)
         code, name = "model/LanguageModel.swift", "LanguageModel.swift"
         _write_tokenizer(folder / "ios/tokenizer", source.opened.files, made)
     for place, template in (
@@ -100,21 +101,39 @@ def _write_helpers(folder: Path, made: Manifest, holes: dict[str, Any]) -> None:
         templates.write(folder, "ios/Sources/Labels.swift", text)
 
 
-def _model_holes(
-    folder: Path, made: Manifest, variant: ModelVariant, source: ModelSource
-) -> dict[str, Any]:
-    package = DecoderPackage(folder / variant.entry)
-    functions = [f'({n}, "{package.function(n).name}")' for n in sorted(package.lengths)]
+def _digest(folder: Path, variant: ModelVariant) -> str:
+    """A name for the compiled version of a model: it depends on all of its files."""
+    files = {file: file_sha256(folder / file) for file in variant.files}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _model_holes(folder: Path, made: Manifest, source: ModelSource) -> dict[str, Any]:
     files = source.opened.files
     tokenizer = Tokenizer(files)
-    ends = {*end_ids(files, hf_tokenizer(files)), *package.config.eos, *tokenizer.turn_end_ids}
+    config = source.opened.config
+    ends = {*end_ids(files, hf_tokenizer(files)), *config.eos, *tokenizer.turn_end_ids}
     return {
-        "needed_bytes": variant.memory[-1]["total_bytes"],
-        "context": package.context,
-        "functions": ", ".join(functions),
+        "tiers": "\n".join(_tier(folder, made, tier) for tier in made.tiers),
         "ends": ", ".join(map(str, sorted(ends))),
         "prompt": _CHAT if tokenizer.has_chat_template else "tokenizer.encode(text: message)",
     }
+
+
+def _tier(folder: Path, made: Manifest, tier: Tier) -> str:
+    """A tier as an element of an array in Swift."""
+    package = DecoderPackage(folder / tier.entry)
+    functions = [f"({n}, {swift(package.function(n).name)})" for n in sorted(package.lengths)]
+    lines = (
+        f"name: {swift(tier.id)}",
+        f"variant: {swift(tier.variant)}",
+        f"context: {tier.context}",
+        f"neededBytes: {tier.needed_bytes}",
+        f"computeUnits: .{tier.compute_units}",
+        f"file: {swift(PurePosixPath(tier.entry).name)}",
+        f"digest: {swift(_digest(folder, made.variant(tier.variant)))}",
+        f"functions: [{', '.join(functions)}]",
+    )
+    return "        Tier(\n" + ",\n".join(f"            {line}" for line in lines) + "),"
 
 
 def _graph_holes(folder: Path, made: Manifest, variant: ModelVariant) -> dict[str, Any]:

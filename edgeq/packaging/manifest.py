@@ -1,17 +1,18 @@
 """``manifest.json``: the list of everything that a package holds, in a canonical text.
 
-    manifest    1                               version of the format
+    manifest    2                               version of the format
     digest      SHA-256 of this text without the line of the digest itself
     name, platform, kind ("language model" or "graph"), edgeq (the version that built the package)
     model       family, parameters, source and its SHA-256, license, base model; for a graph its
                 inputs and outputs
-    variants    a list: one for each runtime or class of devices, see `ModelVariant`
+    variants    a list: one for each runtime and recipe of the weights, see `ModelVariant`
+    tiers       a list: among which the code chooses by free memory, see `edgeq.packaging.tiers`
     versions    versions of the libraries that were used to build the package
     files       path -> sha256, bytes, blocks, and "executable" for files that may be executed
 
-The text is JSON with sorted keys and one space of indentation. A manifest whose bytes are not
-exactly the text that its content gives is damaged. Nothing in it depends on the time or the folder
-of the build.
+`SCHEMA` is a JSON schema of it, which each package contains. The text is JSON with sorted keys and
+one space of indentation. A manifest whose bytes are not exactly the text that its content gives is
+damaged. Nothing in it depends on the time or the folder of the build.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from typing import Any
 from edgeq.core.errors import FormatError
 from edgeq.core.files import is_inside
 from edgeq.packaging.blocks import MOST, FileBlock
+from edgeq.packaging.tiers import Tier, check_tiers
 
 NAME = "manifest.json"
-VERSION = 1
+SCHEMA = "manifest.schema.json"
+VERSION = 2
 MOST_BYTES = 64 << 20
 """Longer manifests are refused."""
 MOST_CONTEXT = 1 << 24
@@ -59,6 +62,8 @@ class ModelVariant:
 
     Args:
         id: identifier within the package, such as "litertlm".
+        form: identifier of the form in the table of platforms; several variants have the same form
+            if the package holds the weights in several recipes.
         title: name of the runtime.
         target: the target of `edgeq.convert` that the form was converted to, or "edgeq".
         entry: path of the model's file or folder.
@@ -76,6 +81,7 @@ class ModelVariant:
     """
 
     id: str
+    form: str
     title: str
     target: str
     entry: str
@@ -101,7 +107,9 @@ class ModelVariant:
         names = {one.name for one in fields(cls)}
         if not isinstance(data, dict) or set(data) != names:
             raise FormatError(f"a variant must have the fields {', '.join(sorted(names))}")
-        texts = ("id", "title", "target", "entry", "scheme", "devices", "certificate", "golden")
+        texts = (
+            "id", "form", "title", "target", "entry", "scheme", "devices", "certificate", "golden",
+        )  # fmt: skip
         lists = ("files", "why", "memory", "speed", "assumptions")
         known = (
             all(isinstance(data[name], str) for name in texts)
@@ -134,6 +142,7 @@ class Manifest:
         edgeq: version of edgeq that built the package.
         model: description of the model.
         variants: the forms of the model, the recommended one first.
+        tiers: the ways to run them, for each form from the most memory to the least.
         versions: versions of the libraries that were used, by name.
         files: every file but the manifest and its signature, by path.
     """
@@ -144,6 +153,7 @@ class Manifest:
     edgeq: str
     model: Mapping[str, Any]
     variants: tuple[ModelVariant, ...]
+    tiers: tuple[Tier, ...]
     versions: Mapping[str, str]
     files: Mapping[str, Entry] = field(default_factory=dict)
 
@@ -157,6 +167,7 @@ class Manifest:
             "edgeq": self.edgeq,
             "model": dict(self.model),
             "variants": [asdict(variant) for variant in self.variants],
+            "tiers": [asdict(tier) for tier in self.tiers],
             "versions": dict(self.versions),
             "files": {path: _entry_dict(entry) for path, entry in self.files.items()},
         }
@@ -202,13 +213,14 @@ class Manifest:
             raise FormatError(f"{NAME} does not have exactly the fields {names}")
         for name, kind in (
             ("name", str), ("platform", str), ("kind", str), ("edgeq", str), ("model", dict),
-            ("variants", list), ("versions", dict), ("files", dict),
+            ("variants", list), ("tiers", list), ("versions", dict), ("files", dict),
         ):  # fmt: skip
             if not isinstance(data[name], kind):
                 raise FormatError(f"{NAME}: {name} is not a {kind.__name__}")
         variants = tuple(map(ModelVariant.from_dict, data.pop("variants")))
+        tiers = tuple(map(Tier.from_dict, data.pop("tiers")))
         files = {path: _entry(path, entry) for path, entry in data.pop("files").items()}
-        made = cls(variants=variants, files=files, **data)
+        made = cls(variants=variants, tiers=tiers, files=files, **data)
         if not variants:
             raise FormatError(f"{NAME} has no variants")
         for variant in variants:
@@ -223,7 +235,42 @@ class Manifest:
                 raise FormatError(
                     f"{NAME}: no file of the variant {variant.id} is or lies in its entry {entry}"
                 )
+        made.check_tiers()
         return made
+
+    def tiers_of(self, form: str) -> list[Tier]:
+        """The tiers of a form, from the most memory to the least."""
+        ids = {variant.id for variant in self.variants if variant.form == form}
+        return [tier for tier in self.tiers if tier.variant in ids]
+
+    def variant(self, name: str) -> ModelVariant:
+        """The variant with an identifier."""
+        return next(variant for variant in self.variants if variant.id == name)
+
+    def check_tiers(self) -> None:
+        """Check that the tiers agree with the variants.
+
+        Raises:
+            FormatError: they do not; see `edgeq.packaging.tiers.check_tiers`.
+        """
+        try:
+            planned = {
+                variant.id: {
+                    row["context"] or None: int(row["total_bytes"]) for row in variant.memory
+                }
+                for variant in self.variants
+            }
+        except (LookupError, TypeError, ValueError) as err:
+            raise FormatError(f"{NAME}: the memory of a variant cannot be read: {err!r}") from err
+        try:
+            check_tiers(
+                self.tiers,
+                {variant.id: variant.form for variant in self.variants},
+                {variant.id: variant.entry for variant in self.variants},
+                planned,
+            )
+        except FormatError as err:
+            raise FormatError(f"{NAME}: {err}") from err
 
 
 def read_manifest(folder: Path) -> Manifest:

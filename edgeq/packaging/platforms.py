@@ -32,6 +32,11 @@ class Form:
         devices: the devices that the form is for, in words.
         plans: device profiles for which the speed is estimated.
         settings: options of the conversion that only this target has.
+        compute_units: "cpu", or what Core ML calls its compute units.
+        threads: number of threads that the code of the package sets; None leaves it to the runtime.
+        cache_bits: bits of a number in the KV cache of a language model.
+        fixed_cache: whether the length of the KV cache is part of the file, so that a shorter
+            context does not take less memory.
     """
 
     id: str
@@ -43,6 +48,10 @@ class Form:
     devices: str
     plans: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
+    compute_units: str = "cpu"
+    threads: int | None = None
+    cache_bits: int = 32
+    fixed_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,7 @@ PLATFORMS: dict[str, Platform] = {
                     {"os": "Raspberry Pi OS 12 (bookworm), 64-bit",
                      "runtime": "Python 3.11 to 3.13"},
                     "Raspberry Pi 3, 4, 5 and Zero 2 W, with a 64-bit system", _PI,
+                    threads=4, cache_bits=8,
                 ),
             ),
             (
@@ -151,8 +161,8 @@ PLATFORMS: dict[str, Platform] = {
                 Form(
                     "litertlm", "LiteRT-LM", "litertlm", "model/NAME.litertlm",
                     (_LITERT, "A .litertlm file holds the tokenizer and the chat template too."),
-                    {"os": "Android 12 (API 31), arm64-v8a", "runtime": "LiteRT-LM 0.18.1"},
-                    "phones of 2021 and later", _PHONES,
+                    {"os": "Android 12 (API 31), arm64-v8a", "runtime": "LiteRT-LM 0.18"},
+                    "phones of 2021 and later", _PHONES, fixed_cache=True,
                 ),
                 Form(
                     "genai", "onnxruntime-genai", "genai", "ort/model",
@@ -193,6 +203,7 @@ PLATFORMS: dict[str, Platform] = {
                     ),
                     {"os": "iOS 18 or macOS 15", "runtime": "Core ML of that system"},
                     "iPhones and iPads with iOS 18, Macs with Apple silicon", _IPHONES,
+                    compute_units="cpuAndGPU", cache_bits=16, fixed_cache=True,
                 ),
             ),
             (
@@ -205,6 +216,7 @@ PLATFORMS: dict[str, Platform] = {
                     ),
                     {"os": "iOS 18 or macOS 15", "runtime": "Core ML of that system"},
                     "iPhones and iPads with iOS 18, Macs with Apple silicon",
+                    compute_units="all",
                 ),
             ),
         ),

@@ -69,8 +69,9 @@ def golden_prompts(files: Mapping[str, bytes], vocab: int, room: int) -> list[di
         room: most tokens of a prompt; longer prompts are truncated.
 
     Returns:
-        for each prompt "id", "text" (or "messages" and "rendered", the text that the chat template
-        makes of them), "ids", and "cut" (whether ids were left out).
+        for each prompt "id", "text" (or "messages", "rendered", the text that the chat template
+        makes of them, and "dated", whether that text depends on the day), "ids", and "cut" (whether
+        ids were left out).
 
     Raises:
         UnsupportedError, FormatError: there is no tokenizer, or the tokenizer is damaged.
@@ -83,7 +84,8 @@ def golden_prompts(files: Mapping[str, bytes], vocab: int, room: int) -> list[di
             rendered = rendered_chat(files, talk)
         except EdgeqError:  # some templates refuse system messages
             continue
-        found.append({"messages": talk, "rendered": rendered})
+        dated = rendered != rendered_chat(files, talk, date="")
+        found.append({"messages": talk, "rendered": rendered, "dated": dated})
     texts = (*TEXTS, *QUESTIONS, SYSTEM, "Hello")
     found += [{"text": text} for text in texts[: COUNT - len(found)]]
     for number, prompt in enumerate(found):
@@ -98,6 +100,11 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Mapping[str, Any]) -> list[int]:
     if "rendered" in prompt:
         return tokenizer.encode(prompt["rendered"], add_bos=False)
     return tokenizer.encode(prompt["text"], add_eos=False)
+
+
+def start_ids(files: Mapping[str, bytes]) -> list[int]:
+    """The token ids that a model's tokenizer puts before a text."""
+    return Tokenizer(files).encode("", add_eos=False)
 
 
 def around_a_message(files: Mapping[str, bytes]) -> tuple[str, str]:
@@ -118,6 +125,8 @@ def around_a_message(files: Mapping[str, bytes]) -> tuple[str, str]:
     return (before, after) if found and mark * 3 not in after else ("", "")
 
 
-def rendered_chat(files: Mapping[str, bytes], talk: Sequence[Mapping[str, str]]) -> str:
-    """A conversation as text, as the model's chat template renders it on the day `DATE`."""
-    return render_chat(files, talk, strftime_now=lambda form: DATE)
+def rendered_chat(
+    files: Mapping[str, bytes], talk: Sequence[Mapping[str, str]], date: str = DATE
+) -> str:
+    """A conversation as text, as the model's chat template renders it on the day ``date``."""
+    return render_chat(files, talk, strftime_now=lambda form: date)

@@ -16,12 +16,13 @@ from edgeq.packaging.platforms import platform_named
 PARTS = {
     "README.md": "this page",
     "manifest.json": "all files with size and SHA-256, versions, memory and speed, for programs",
+    "manifest.schema.json": "the JSON schema of `manifest.json`",
     "manifest.sig": "the signature of `manifest.json`, if the package is signed",
     "model-card.md": "how the weights were rounded, and what that cost",
     "model": "the model",
     "ort": "the model for ONNX Runtime",
     "labels": "the names of the model's classes",
-    "tokenizer": "the tokenizer and the chat template",
+    "tokenizer": "the tokenizer, and the chat template if the model has one",
     "golden": "inputs with the results that a right installation gives",
     "certificates": "what was compared when the model was converted",
     "requirements.txt": "what is installed, each package with its SHA-256",
@@ -38,6 +39,9 @@ PARTS = {
     "ios": "its code in Swift, its tests, and the tokenizer as Swift reads it",
 }
 """File or folder of a package -> its description."""
+_FASTEST = 500
+"""Tokens per second above which a figure is not shown, because what limits such small models, the
+work beside the weights, is not estimated."""
 _GRAPH_PARTS = {"ios": "its code in Swift, and its tests"}
 """The descriptions that differ in the package of a graph."""
 
@@ -99,6 +103,11 @@ def _contents(folder: Path, made: Manifest) -> list[tuple[str, str]]:
     names = {path.name for path in folder.iterdir()} | {"README.md", "manifest.json"}
     parts = PARTS | (_GRAPH_PARTS if made.kind == "graph" else {})
     known = [(name, what) for name, what in parts.items() if name in names]
+    known += [
+        (name, "the same for the further recipe in its name")
+        for name in sorted(names)
+        if name.startswith("model-card-")
+    ]
     service = f"{made.name}.service"
     if service in names:
         known.append((service, "the service of systemd that `install.sh` sets up"))
@@ -131,33 +140,72 @@ def _weights(variant: ModelVariant) -> str:
 
 
 def _memory(made: Manifest) -> list[str]:
-    rows = [
-        [
-            variant.title,
-            str(row["context"]) if row["context"] else "",
-            human_bytes(row["weights_bytes"]),
-            human_bytes(row["cache_bytes"]),
-            human_bytes(row["other_bytes"]),
-            human_bytes(row["total_bytes"]),
-        ]
-        for variant in made.variants
-        for row in variant.memory
-    ]
-    said = (
-        "The process, its libraries and the server are counted."
-        if made.platform == "rpi" and made.kind != "graph"
-        else "The app and the runtime's own buffers come on top."
-    )
+    """The table of tiers: the memory of each form and context, and the devices that have it."""
     if made.kind == "graph":
-        head = ["form", "file", "activations", "all"]
-        rows = [[row[0], row[2], row[4], row[5]] for row in rows]
+        head = ["form", "file", "activations", "all", "smallest RAM"]
+        said = (
+            "Computed from the model (`edgeq inspect`), and not measured on a device. The app and "
+            "the runtime's own buffers come on top."
+        )
     else:
-        head = ["form", "context", "weights", "KV cache", "other", "all"]
+        head = ["form", "context", "weights", "KV cache", "other", "needed", "smallest RAM"]
+        said = " ".join((_choice(made), _said(made)))
+    several = len(made.variants) > len({variant.form for variant in made.variants})
+    rows = []
+    for tier in made.tiers:
+        variant = made.variant(tier.variant)
+        (row,) = (row for row in variant.memory if (row["context"] or None) == tier.context)
+        sizes = [row["weights_bytes"], row["cache_bytes"], row["other_bytes"], tier.needed_bytes]
+        if made.kind == "graph":
+            del sizes[1]
+        rows.append(
+            [
+                f"{variant.title}, {variant.scheme}" if several else variant.title,
+                *([f"{tier.context} tokens"] if tier.context else []),
+                *map(human_bytes, sizes),
+                _ram(tier.least_ram_bytes),
+            ]
+        )
     return [
         "## Memory",
-        f"By plan, not measured on the device. {said}",
+        said,
         table(head, rows, "l" + "r" * (len(head) - 1)),
+        "Smallest RAM: that of the smallest device in edgeq's table (`edgeq devices list`) on "
+        "which a program can have as much as the row needs, if no other program runs.",
     ]
+
+
+def _choice(made: Manifest) -> str:
+    """How the code of a package chooses among the tiers."""
+    if made.platform == "ort-mobile":
+        return (
+            "Take the first row for which there is free memory: its context is the `max_length` "
+            "to set. Programs find the rows as `tiers` in `manifest.json`."
+        )
+    where = "`run.sh`" if made.platform == "rpi" else "`LanguageModel`"
+    when = "the server starts" if made.platform == "rpi" else "it is opened"
+    if len(made.tiers) == len({variant.form for variant in made.variants}):
+        return f"{where} refuses to load the model if less memory is free when {when}."
+    return (
+        f"{where} takes the first row of its form for which there is free memory when {when}. The "
+        "rows are the `tiers` in `manifest.json`."
+    )
+
+
+def _ram(nbytes: int | None) -> str:
+    """The memory of a device, which is a round number."""
+    if nbytes is None:
+        return "none known"
+    return f"{nbytes / (1 << 30):g} GiB" if nbytes >= 1 << 30 else f"{nbytes / (1 << 20):g} MiB"
+
+
+def _said(made: Manifest) -> str:
+    """What the figures of a language model are and what they leave out."""
+    return "The figures are computed by `edgeq plan`, and not measured on a device. " + (
+        "The process, its libraries and the server are counted."
+        if made.platform == "rpi"
+        else "The app and the runtime's own buffers come on top."
+    )
 
 
 def _speed(made: Manifest) -> list[str]:
@@ -177,7 +225,11 @@ def _speed(made: Manifest) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"about {value:.0f}" if value >= 1 else f"{value:.2g}"
+    if value is None:
+        return "unknown"
+    if value > _FASTEST:
+        return f"over {_FASTEST}"
+    return f"about {value:.0f}" if value >= 1 else f"{value:.2g}"
 
 
 def _check(made: Manifest) -> str:
@@ -214,7 +266,7 @@ def _license(made: Manifest) -> str:
     )
     return (
         f"- License of the model: {license}.\n"
-        f"- Made from: {known('base_model', 'unknown')}.\n"
+        f"- Base model: {known('base_model', 'not stated in the files of the model')}.\n"
         "- License of the code in this folder that is not the model: Apache-2.0."
     )
 

@@ -25,11 +25,6 @@ def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> No
         _write_model(folder, made, variant)
 
 
-def planned_bytes(variant: ModelVariant) -> int:
-    """Memory of the server, in bytes, with the context that the package is built for."""
-    return int(variant.memory[-1]["total_bytes"])
-
-
 def _write_model(folder: Path, made: Manifest, variant: ModelVariant) -> None:
     (folder / _WHEELS).mkdir()
     wheel = write_wheel(folder / _WHEELS)
@@ -37,11 +32,14 @@ def _write_model(folder: Path, made: Manifest, variant: ModelVariant) -> None:
     text += f"# edgeq, as it was when this package was made\n./{_WHEELS}/{wheel.name} \\\n"
     text += f"    --hash=sha256:{file_sha256(wheel)}\n"
     templates.write(folder, "requirements.txt", text)
-    total = planned_bytes(variant)
+    tiers = made.tiers_of(variant.form)
+    total = tiers[0].needed_bytes
     holes = {
         "name": made.name,
         "entry": variant.entry,
-        "context": variant.context,
+        "context": tiers[0].context,
+        "threads": tiers[0].threads,
+        "tiers": "\n".join(f"{_mib(t.needed_bytes)} {t.context} {t.entry}" for t in tiers),
         "prefix_mib": estimates.PREFIX_BYTES >> 20,
         "total_mib": total >> 20,
         "high_mib": int(HIGH * total) >> 20,
@@ -57,6 +55,11 @@ def _write_model(folder: Path, made: Manifest, variant: ModelVariant) -> None:
     templates.write(folder, "image/pi-gen.sh", image, executable=True)
     service = templates.filled("rpi/model.service", **holes)
     templates.write(folder, f"{made.name}.service", service)
+
+
+def _mib(nbytes: int) -> int:
+    """Bytes in MiB, rounded up."""
+    return -(-nbytes // (1 << 20))
 
 
 def _write_graph(folder: Path, made: Manifest, variant: ModelVariant) -> None:

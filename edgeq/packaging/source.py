@@ -24,6 +24,7 @@ from edgeq.model.model import Model
 from edgeq.packaging.labels import is_label, labels_in, read_labels
 from edgeq.packaging.license import License, license_in, license_of
 from edgeq.packaging.platforms import NEAREST
+from edgeq.packaging.prompts import start_ids
 from edgeq.quant.decoder.quantize import quantize_model
 from edgeq.quant.decoder.repack import repack
 from edgeq.quant.graph.images import META, Preprocess
@@ -60,6 +61,7 @@ class ModelSource:
         preset: recipe for float weights, or to quantize integer weights again. None quantizes float
             weights by the default recipe and keeps integers.
         threads, max_ram, progress: as for `edgeq.quantize`.
+        exact: refuse targets that cannot represent the integers, instead of rounding them again.
     """
 
     source: Model | str | Path
@@ -68,6 +70,7 @@ class ModelSource:
     threads: int | None = None
     max_ram: int | None = None
     progress: Progress | None = None
+    exact: bool = False
     _held: dict[str, Held] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -98,14 +101,16 @@ class ModelSource:
         """The model with integers that a target can represent.
 
         Raises:
-            UnsupportedError: the target can represent neither the model's own integers nor those of
-                the scheme `NEAREST`.
+            UnsupportedError, SchemeError: the target can represent neither the model's own integers
+                nor those of the scheme `NEAREST`, or not the own ones and ``exact`` is set.
         """
         own = self.own()
         row = target_named(target).decoder_target()
         try:
             row.check(own.model, options)
         except (UnsupportedError, SchemeError) as err:
+            if self.exact:
+                raise
             if "nearest" not in self._held:
                 self._held["nearest"] = self._rounded(
                     self.folder / "nearest.edgeq", NEAREST, own.model,
@@ -275,6 +280,7 @@ def describe_model(source: ModelSource, held: Model, name: str) -> dict[str, Any
         "vocabulary": config.vocab,
         "longest_context": config.context,
         "chat": bool(chat_templates(source.opened.files)),
+        "start_tokens": start_ids(source.opened.files),
         "source": source.opened.provenance.get("source") or (origin.name if origin else None),
         "source_sha256": source.opened.provenance.get("source_sha256")
         or (origin.sha256 if origin else None),

@@ -79,6 +79,7 @@ def steps(made: Manifest) -> str:
         asked=asked,
         page=page,
         feeds="\n".join(feeds),
+        start="".join(f"{token}, " for token in made.model.get("start_tokens", ())),
         length=min(_LENGTH, variant.context or _LENGTH),
         preprocess=_preprocess(made),
         module=ios.module_name(made.name),

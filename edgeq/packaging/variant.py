@@ -22,6 +22,7 @@ from edgeq.packaging.manifest import ModelVariant
 from edgeq.packaging.platforms import Form
 from edgeq.packaging.runners import ENGINE, open_decoder, open_graph
 from edgeq.packaging.source import GraphSource, Held, ModelSource
+from edgeq.quant.graph.summary import arena_bytes
 from edgeq.runtime.tokenizer import Tokenizer
 
 CONTEXT = 2048
@@ -40,6 +41,8 @@ class Work:
         name: name of the package.
         context: context in tokens; None takes the default of each form.
         threads, max_ram, progress, announce: as for `edgeq.convert`.
+        suffix: what tells the files of a further recipe from those of the first, such as
+            "-w8-g32"; empty for the first.
     """
 
     root: Path
@@ -49,10 +52,17 @@ class Work:
     max_ram: int | None
     progress: Progress | None
     announce: Callable[[str], None] | None
+    suffix: str = ""
 
     def entry(self, form: Form) -> Path:
         """Path of the form's file or folder."""
-        return self.root / form.entry.replace("NAME", self.name)
+        if "NAME" not in form.entry:
+            return self.root / (form.entry + self.suffix)
+        return self.root / form.entry.replace("NAME", self.name + self.suffix)
+
+    def called(self, form: Form) -> str:
+        """Identifier of the variant."""
+        return form.id + self.suffix
 
     def write_json(self, name: str, data: Any) -> None:
         """Write a JSON file of the package."""
@@ -111,7 +121,7 @@ def model_variant(
         )  # fmt: skip
         certificate, versions = _settled(work, made)
     added = sorted(set(files_below(work.root)) - before)
-    place, golden = f"certificates/{form.id}.json", f"golden/{form.id}.json"
+    place, golden = f"certificates/{work.called(form)}.json", f"golden/{work.called(form)}.json"
     certificates.write(certificate, work.root / place)
     runner = open_decoder(form.target, entry, context)
     try:
@@ -123,11 +133,7 @@ def model_variant(
     work.write_json(golden, found)
     facts = facts_of(held.model, work.name)
     nbytes = sum((work.root / file).stat().st_size for file in added)
-    memory = (
-        estimates.engine_memory(facts, context)
-        if form.target == ENGINE
-        else estimates.runtime_memory(facts, nbytes, context)
-    )
+    memory = estimates.memory(form, facts, nbytes, context)
     needed = memory[-1]["total_bytes"]
     speed, assumptions = estimates.speeds(facts, form.plans, context, needed)
     return _variant(
@@ -156,7 +162,7 @@ def graph_variant(
     )  # fmt: skip
     certificate, versions = _settled(work, made)
     added = sorted(set(files_below(work.root)) - before)
-    place, golden = f"certificates/{form.id}.json", f"golden/{form.id}.json"
+    place, golden = f"certificates/{work.called(form)}.json", f"golden/{work.called(form)}.json"
     certificates.write(certificate, work.root / place)
     allowed = golden_graph.allowed_errors(certificate["error_allowed"])
     runner = open_graph(form.target, entry)
@@ -165,11 +171,7 @@ def graph_variant(
     finally:
         runner.close()
     nbytes = sum((work.root / file).stat().st_size for file in added)
-    arena = certificate.get("arena_bytes") or 0
-    memory = {
-        "context": 0, "weights_bytes": nbytes, "cache_bytes": 0, "other_bytes": arena,
-        "total_bytes": nbytes + arena,
-    }  # fmt: skip
+    memory = estimates.graph_memory(nbytes, arena_bytes(source.graph))
     return _variant(
         work, form, added, _scheme(source), source, place, golden, memory=(memory,)
     ), versions
@@ -206,7 +208,8 @@ def _variant(
     **more: Any,
 ) -> ModelVariant:
     return ModelVariant(
-        id=form.id,
+        id=work.called(form),
+        form=form.id,
         title=form.title,
         target=form.target,
         entry=work.entry(form).relative_to(work.root).as_posix(),

@@ -112,7 +112,7 @@ def bundle(path: Path, prompts: list[dict[str, Any]], golden: dict[str, Any]) ->
         for prompt, result in zip(prompts, golden["results"], strict=True):
             text = prompt.get("rendered", prompt.get("text"))
             if [*start, *engine.tokenize(text)] != prompt["ids"]:
-                continue  # it puts a start token before a conversation whose template has none
+                continue  # it has one start token, for conversations, or none for all texts
             with engine.create_session(
                 apply_prompt_template=False, sampler_config=greedy, max_output_tokens=4
             ) as session:

@@ -104,7 +104,7 @@ def test_files_named_in_the_code_are_there(apps: Apps) -> None:
             for name in re.findall(r'\.copy\("([^"]+)"\)', text):
                 assert (folder / name).exists(), name
             continue
-        for flavor, base in (("litertlm", "model"), ("ort", "ort/model")):
+        for flavor, base in (("litertlm", "model"), ("ort", "ort")):
             code = folder / f"android/src/{flavor}/kotlin/edgeq/model/LanguageModel.kt"
             named = re.findall(r'"([^"]+)" to (\d+)L', code.read_text("utf-8"))
             assert named
@@ -116,6 +116,7 @@ def test_the_prompt_around_a_message_is_that_of_the_template(apps: Apps) -> None
     code = apps["android model"] / "android/src/ort/kotlin/edgeq/model/LanguageModel.kt"
     text = code.read_text("utf-8")
     assert 'BEFORE = "<|user|> "' in text
+    assert "START = intArrayOf(0)" in text  # of texts without a template
     assert r'AFTER = "\n<|assistant|>[2026-01-01]"' in text
 
 

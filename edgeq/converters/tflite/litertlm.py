@@ -364,6 +364,20 @@ def _sections(path: str | Path) -> list[tuple[str, int, int]]:
     return places
 
 
+def _start_token(model: Model, tokenizer: HfTokenizer) -> int | None:
+    """The token that LiteRT-LM must put before a prompt; None if it must put none.
+
+    LiteRT-LM 0.18 puts its start token before every text, rendered conversations included, and
+    writes nothing for ``bos_token`` in a template. So a model with a chat template has one only if
+    the template uses that variable. A template that writes the token as text, or none, would get
+    one token too many.
+    """
+    bos = tokenizer.prefix[0] if tokenizer.prefix else model.config.bos
+    template = chat_templates(model.files).get(DEFAULT)
+    wanted = bool(tokenizer.prefix) if template is None else "bos_token" in template
+    return bos if wanted else None
+
+
 def _llm_metadata(model: Model, options: Options) -> bytes:
     """LiteRT-LM's metadata, a protocol buffer."""
     from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
@@ -372,11 +386,9 @@ def _llm_metadata(model: Model, options: Options) -> bytes:
     config = model.config
     template = chat_templates(model.files).get(DEFAULT)
     tokenizer = hf_tokenizer(model.files)
-    bos = tokenizer.prefix[0] if tokenizer.prefix else config.bos
-    # LiteRT-LM puts it first itself, and in a template it writes nothing for ``bos_token``
-    wanted = bool(tokenizer.prefix) or "bos_token" in (template or "")
-    if bos is not None and wanted:
-        message.start_token.token_ids.ids.append(bos)
+    start = _start_token(model, tokenizer)
+    if start is not None:
+        message.start_token.token_ids.ids.append(start)
     for token in model_ends(model):
         message.stop_tokens.add().token_ids.ids.append(token)
     message.max_num_tokens = settings(config, options).context

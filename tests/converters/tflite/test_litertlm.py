@@ -162,6 +162,31 @@ def test_a_chat_goes_through_the_models_template(where: str, tmp_path: Path) -> 
     assert got == said(model, Tokenizer(model.files).encode(text), 24)
 
 
+@pytest.mark.parametrize("start", ["", "{{ bos_token }}", "<|bos|>"])
+def test_a_chat_has_the_tokens_of_the_models_template(start: str, tmp_path: Path) -> None:
+    """LiteRT-LM puts its start token before a conversation, whatever the template writes."""
+    model = demo()
+    config = json.loads(model.files["tokenizer_config.json"])
+    template = CHAT.replace("{{ bos_token }}", start)
+    files = {"tokenizer_config.json": json.dumps({**config, "chat_template": template}).encode()}
+    model = replace(model, files={**model.files, **files})
+    path = bundled(model, tmp_path)
+    message = "Lily and the dog"
+    with (
+        engine(path) as made,
+        made.create_conversation(sampler_config=greedily(), max_output_tokens=4) as chat,
+    ):
+        rendered = chat.render_message_to_string(message)
+        got = str(chat.send_message(message))
+        count = chat.token_count
+    text = render_chat(model.files, [{"role": "user", "content": message}])
+    tokens = Tokenizer(model.files).encode(text, add_bos=False)
+    assert (tokens[0] == model.config.bos) == bool(start)
+    assert rendered == ("" if start == "{{ bos_token }}" else start) + text.removeprefix("<|bos|>")
+    assert count == len(tokens) + 4
+    assert got == said(model, tokens, 4)
+
+
 def test_without_a_template_a_chat_is_plain_text(tmp_path: Path) -> None:
     model = demo()
     with (

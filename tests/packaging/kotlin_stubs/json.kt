@@ -9,6 +9,8 @@ class JSONArray {
 }
 
 class JSONObject(text: String) {
+    fun getBoolean(name: String): Boolean = throw NotImplementedError()
+
     fun getJSONArray(name: String): JSONArray = throw NotImplementedError()
 
     fun optJSONArray(name: String): JSONArray? = throw NotImplementedError()

@@ -9,26 +9,53 @@ import java.io.IOException
 /** The device cannot run the model now; the message says why, for a log or for the user. */
 class ModelUnavailableException(message: String) : Exception(message)
 
-/** The model's files on the device, and whether there is memory for it. */
+/**
+ * A way to run the model: a file with a context length, and the memory that must be free for it.
+ *
+ * The memory was computed when the package was made, and not measured on a phone.
+ *
+ * @property name identifier, as in `tiers` of `manifest.json`
+ * @property variant identifier of the model file; its golden test has the same name
+ * @property entry the model's file or folder among [files]
+ * @property context tokens of prompt and answer together
+ * @property neededBytes memory that must be free
+ * @property files the files of the app that it needs, with their sizes
+ */
+class Tier internal constructor(
+    val name: String,
+    val variant: String,
+    internal val entry: String,
+    val context: Int,
+    val neededBytes: Long,
+    internal val files: Map<String, Long>,
+) {
+    companion object {
+        /** The first tier for which so much memory is enough; the largest comes first. */
+        fun firstWithin(tiers: List<Tier>, freeBytes: Long): Tier? =
+            tiers.firstOrNull { it.neededBytes <= freeBytes }
+    }
+}
+
+/** The model's files on the device, and how much memory there is for it. */
 internal object ModelFiles {
     /**
-     * Checks the processor and the free memory, before anything is loaded.
+     * The largest of the tiers for which there is memory now, before anything is loaded.
      *
      * Android ends an app that takes too much memory without a word, so ask first.
      */
-    fun requireDevice(context: Context, neededBytes: Long) {
+    fun choose(context: Context, tiers: List<Tier>): Tier {
         if (Build.SUPPORTED_64_BIT_ABIS.isEmpty()) {
             throw ModelUnavailableException("the model needs a 64-bit processor")
         }
         val manager = context.getSystemService(Context.ACTIVITY_SERVICE) as ActivityManager
         val memory = ActivityManager.MemoryInfo()
         manager.getMemoryInfo(memory)
-        val free = memory.availMem - memory.threshold
-        if (memory.lowMemory || free < neededBytes) {
-            throw ModelUnavailableException(
-                "the model needs ${neededBytes shr 20} MiB of memory, and ${free shr 20} MiB are free",
+        val free = if (memory.lowMemory) 0 else memory.availMem - memory.threshold
+        return Tier.firstWithin(tiers, free)
+            ?: throw ModelUnavailableException(
+                "the model needs ${tiers.last().neededBytes shr 20} MiB of memory, and " +
+                    "${free shr 20} MiB are free",
             )
-        }
     }
 
     /**

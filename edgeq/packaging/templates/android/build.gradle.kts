@@ -40,6 +40,6 @@ kotlin { jvmToolchain(17) }
 
 dependencies {
 @LIBRARIES@@DEPENDENCIES@
-    androidTestImplementation("androidx.test:runner:1.6.2")
-    androidTestImplementation("androidx.test.ext:junit:1.2.1")
+    androidTestImplementation("androidx.test:runner:1.7.0")
+    androidTestImplementation("androidx.test.ext:junit:1.3.0")
 }

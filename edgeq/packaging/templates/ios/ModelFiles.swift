@@ -27,13 +27,12 @@ public enum ModelError: Error, CustomStringConvertible {
 
 /// The model's files in the app, and whether there is memory for it.
 enum ModelFiles {
-    /// Refuses to load what iOS would end the app for, before anything is loaded.
-    static func requireMemory(_ neededBytes: Int) throws {
+    /// Memory that the app may still take; nil on systems that set no limit.
+    static func availableBytes() -> Int? {
         #if os(iOS) && !targetEnvironment(simulator)
-        let available = os_proc_available_memory()
-        if available < neededBytes {
-            throw ModelError.notEnoughMemory(neededBytes: neededBytes, availableBytes: available)
-        }
+        return Int(os_proc_available_memory())
+        #else
+        return nil
         #endif
     }
 
@@ -50,7 +49,9 @@ enum ModelFiles {
     }
 
     /// The model as Core ML runs it: compiled on the device once, and kept for the next start.
-    static func compiled(_ name: String, digest: String) async throws -> URL {
+    ///
+    /// - Parameter keep: digests of the models of this version of the app.
+    static func compiled(_ name: String, digest: String, keep: [String]) async throws -> URL {
         let caches = try FileManager.default.url(
             for: .cachesDirectory, in: .userDomainMask, appropriateFor: nil, create: true)
         let folder = caches.appending(path: "@NAME@")
@@ -59,9 +60,13 @@ enum ModelFiles {
             return place
         }
         let made = try await MLModel.compileModel(at: try resource(name))
-        // compiled versions of older models go, so that they do not pile up
-        try? FileManager.default.removeItem(at: folder)
         try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+        // compiled versions of older models go, so that they do not pile up
+        let known = keep.map { "\($0).mlmodelc" }
+        for old in try FileManager.default.contentsOfDirectory(atPath: folder.path)
+        where !known.contains(old) {
+            try? FileManager.default.removeItem(at: folder.appending(path: old))
+        }
         try FileManager.default.moveItem(at: made, to: place)
         return place
     }

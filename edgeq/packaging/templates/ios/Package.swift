@@ -11,7 +11,7 @@ let package = Package(
             name: "@MODULE@",@PRODUCTS@
             path: ".",
             sources: ["ios/Sources"],
-            resources: [.copy("@ENTRY@")@TOKENIZER@@LABELS@]
+            resources: [@ENTRIES@@TOKENIZER@@LABELS@]
         ),
         .testTarget(
             name: "@MODULE@Tests",

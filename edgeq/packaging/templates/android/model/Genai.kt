@@ -21,19 +21,28 @@ import kotlinx.coroutines.withContext
  * [answer] begins anew each time. Call it from one coroutine at a time.
  */
 class LanguageModel private constructor(
+    /** The tier that was chosen. */
+    val tier: Tier,
     private val model: Model,
     private val tokenizer: Tokenizer,
     private val greedy: Boolean,
 ) : AutoCloseable {
     /** What the model answers to one message, piece by piece as it is written. */
-    fun answer(message: String): Flow<String> = continueText(BEFORE + message + AFTER)
+    fun answer(message: String): Flow<String> =
+        if (BEFORE.isEmpty() && AFTER.isEmpty()) {
+            continueText(message)
+        } else {
+            write(tokenizer.encode(BEFORE + message + AFTER).getSequence(0))
+        }
 
     /** What the model writes after a text that is given as it is. */
     fun continueText(text: String): Flow<String> =
+        write(START + tokenizer.encode(text).getSequence(0))
+
+    private fun write(ids: IntArray): Flow<String> =
         flow {
-            val ids = tokenizer.encode(text).getSequence(0)
             tokenizer.createStream().use { stream ->
-                for (token in tokens(ids, CONTEXT)) emit(stream.decode(token))
+                for (token in tokens(ids, tier.context)) emit(stream.decode(token))
             }
         }.flowOn(Dispatchers.Default)
 
@@ -64,32 +73,35 @@ class LanguageModel private constructor(
     }
 
     companion object {
-        /** Memory that the model takes with its whole context, as planned. */
-        const val NEEDED_BYTES: Long = @NEEDED_BYTES@L
-
-        /** Tokens of prompt and answer together. */
-        const val CONTEXT: Int = @CONTEXT@
-
         // what the model's chat template writes before and after a user's message
         private const val BEFORE = @BEFORE@
         private const val AFTER = @AFTER@
 
-        private val FILES = mapOf(
-@FILES@
+        // what the model wants before any other text; onnxruntime-genai does not add it
+        private val START = intArrayOf(@START@)
+
+        /** The ways to run the model, from the most memory to the least. */
+        val TIERS: List<Tier> = listOf(
+@TIERS@
         )
 
         /**
          * Loads the model, which takes seconds; the first time it is also copied out of the app.
          *
+         * @param tiers the tiers to choose from; the first for which there is memory is taken
          * @param greedy always write the most likely token, for tests
          * @throws ModelUnavailableException if the device has not enough memory now
          */
-        suspend fun open(context: Context, greedy: Boolean = false): LanguageModel =
+        suspend fun open(
+            context: Context,
+            tiers: List<Tier> = TIERS,
+            greedy: Boolean = false,
+        ): LanguageModel =
             withContext(Dispatchers.IO) {
-                ModelFiles.requireDevice(context, NEEDED_BYTES)
-                val folder = ModelFiles.install(context, FILES)
-                val model = Model(folder.path)
-                LanguageModel(model, Tokenizer(model), greedy)
+                val tier = ModelFiles.choose(context, tiers)
+                val folder = ModelFiles.install(context, tier.files)
+                val model = Model(folder.resolve(tier.entry).path)
+                LanguageModel(tier, model, Tokenizer(model), greedy)
             }
     }
 }

@@ -22,8 +22,12 @@ import kotlinx.coroutines.withContext
  * One model is one conversation: [answer] remembers what was said before, and [forget] ends that.
  * Call it from one coroutine at a time.
  */
-class LanguageModel private constructor(private val engine: Engine, private val greedy: Boolean) :
-    AutoCloseable {
+class LanguageModel private constructor(
+    /** The tier that was chosen. */
+    val tier: Tier,
+    private val engine: Engine,
+    private val greedy: Boolean,
+) : AutoCloseable {
     private var conversation: Conversation = begin()
 
     private fun begin(): Conversation {
@@ -52,31 +56,34 @@ class LanguageModel private constructor(private val engine: Engine, private val 
     }
 
     companion object {
-        /** Memory that the model takes with its whole context, as planned. */
-        const val NEEDED_BYTES: Long = @NEEDED_BYTES@L
-
-        private val FILES = mapOf(
-@FILES@
+        /** The ways to run the model, from the most memory to the least. */
+        val TIERS: List<Tier> = listOf(
+@TIERS@
         )
 
         /**
          * Loads the model, which takes seconds; the first time it is also copied out of the app.
          *
+         * @param tiers the tiers to choose from; the first for which there is memory is taken
          * @param greedy always write the most likely token, for tests
          * @throws ModelUnavailableException if the device has not enough memory now
          */
-        suspend fun open(context: Context, greedy: Boolean = false): LanguageModel =
+        suspend fun open(
+            context: Context,
+            tiers: List<Tier> = TIERS,
+            greedy: Boolean = false,
+        ): LanguageModel =
             withContext(Dispatchers.IO) {
-                ModelFiles.requireDevice(context, NEEDED_BYTES)
-                val folder = ModelFiles.install(context, FILES)
+                val tier = ModelFiles.choose(context, tiers)
+                val folder = ModelFiles.install(context, tier.files)
                 val engine = Engine(
                     EngineConfig(
-                        modelPath = folder.resolve("@FILE@").path,
+                        modelPath = folder.resolve(tier.entry).path,
                         cacheDir = context.cacheDir.path,
                     ),
                 )
                 engine.initialize()
-                LanguageModel(engine, greedy)
+                LanguageModel(tier, engine, greedy)
             }
     }
 }

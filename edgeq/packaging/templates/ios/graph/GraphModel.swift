@@ -31,8 +31,9 @@ public final class GraphModel {
     private let model: MLModel
 
     /// Loads the model. The first time it is compiled for the device, which takes a while.
-    public init(computeUnits: MLComputeUnits = .all) async throws {
-        let url = try await ModelFiles.compiled("@FILE@", digest: "@DIGEST@")
+    public init(computeUnits: MLComputeUnits = .@UNITS@) async throws {
+        let url = try await ModelFiles.compiled(
+            "@FILE@", digest: "@DIGEST@", keep: ["@DIGEST@"])
         let configuration = MLModelConfiguration()
         configuration.computeUnits = computeUnits
         model = try await MLModel.load(contentsOf: url, configuration: configuration)

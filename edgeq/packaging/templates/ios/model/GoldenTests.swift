@@ -45,8 +45,20 @@ final class GoldenTests: XCTestCase {
     }
 
     func testLogitsAndGreedyTokensAreTheGoldenOnes() async throws {
-        let model = try await LanguageModel()
-        let known = try golden("coreml.json", as: Golden.self)
+        var tested: Set<String> = []
+        for tier in LanguageModel.tiers where !tested.contains(tier.variant) {
+            do {
+                try await compare(try await LanguageModel(tiers: [tier]))
+            } catch ModelError.notEnoughMemory {
+                continue  // there is no memory for it on this device
+            }
+            tested.insert(tier.variant)
+        }
+        XCTAssertFalse(tested.isEmpty, "there is no memory for any tier")
+    }
+
+    private func compare(_ model: LanguageModel) async throws {
+        let known = try golden("\(model.tier.variant).json", as: Golden.self)
         let prompts = try golden("prompts.json", as: Prompts.self).prompts
         for (prompt, result) in zip(prompts, known.results) {
             XCTAssertEqual(prompt.id, result.id)
@@ -63,13 +75,14 @@ final class GoldenTests: XCTestCase {
                 let best = LanguageModel.choose(logits, .greedy)
                 XCTAssertLessThanOrEqual(
                     logits[best] - logits[token], known.allowed.tie,
-                    "prompt \(prompt.id), token \(step + 1)")
+                    "\(model.tier.name), prompt \(prompt.id), token \(step + 1)")
                 if step + 1 < result.tokens.count {
                     logits = try await model.feed([token])
                 }
             }
             XCTAssertLessThanOrEqual(
-                (squares / count).squareRoot(), known.allowed.logits_rms, "prompt \(prompt.id)")
+                (squares / count).squareRoot(), known.allowed.logits_rms,
+                "\(model.tier.name), prompt \(prompt.id)")
         }
     }
 }

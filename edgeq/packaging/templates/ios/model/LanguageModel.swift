@@ -9,10 +9,42 @@ import Tokenizers
 ///
 /// It writes one answer at a time; each begins anew.
 public actor LanguageModel {
-    /// Memory that the model takes with its whole context, as planned.
-    public static let neededBytes = @NEEDED_BYTES@
-    /// Tokens of prompt and answer together.
-    public static let context = @CONTEXT@
+    /// A way to run the model: a file with a context length, and the memory that it needs.
+    ///
+    /// The memory was computed when the package was made, and not measured on a device.
+    public struct Tier: Sendable {
+        /// Identifier, as in `tiers` of `manifest.json`.
+        public let name: String
+        /// Identifier of the model file; its golden test has the same name.
+        public let variant: String
+        /// Tokens of prompt and answer together.
+        public let context: Int
+        /// Memory that the app must be allowed to take.
+        public let neededBytes: Int
+        /// The parts of the device that Core ML may use.
+        public let computeUnits: MLComputeUnits
+        let file: String
+        let digest: String
+        let functions: [(tokens: Int, name: String)]
+
+        /// The first tier for which so much memory is enough; the largest comes first.
+        ///
+        /// - Parameter availableBytes: nil where the system sets no limit.
+        public static func first(of tiers: [Tier], within availableBytes: Int?) throws -> Tier {
+            let available = availableBytes ?? Int.max
+            if let tier = tiers.first(where: { $0.neededBytes <= available }) { return tier }
+            throw ModelError.notEnoughMemory(
+                neededBytes: tiers.last?.neededBytes ?? 0, availableBytes: available)
+        }
+    }
+
+    /// The ways to run the model, from the most memory to the least.
+    public static let tiers: [Tier] = [
+@TIERS@
+    ]
+
+    /// The tier that was chosen.
+    public nonisolated let tier: Tier
 
     /// How tokens are chosen.
     public struct Sampling: Sendable {
@@ -38,14 +70,21 @@ public actor LanguageModel {
 
     /// Loads the model. The first time it is compiled for the device, which takes a while.
     ///
-    /// - Throws: `ModelError.notEnoughMemory` if iOS would end the app for it.
-    public init(computeUnits: MLComputeUnits = .cpuAndGPU) async throws {
-        try ModelFiles.requireMemory(Self.neededBytes)
-        let url = try await ModelFiles.compiled("@FILE@", digest: "@DIGEST@")
+    /// - Parameters:
+    ///   - tiers: the tiers to choose from; the first for which there is memory is taken.
+    ///   - computeUnits: nil takes those of the tier.
+    /// - Throws: `ModelError.notEnoughMemory` if iOS would end the app for each of them.
+    public init(tiers: [Tier] = LanguageModel.tiers, computeUnits: MLComputeUnits? = nil)
+        async throws
+    {
+        let tier = try Tier.first(of: tiers, within: ModelFiles.availableBytes())
+        self.tier = tier
+        let url = try await ModelFiles.compiled(
+            tier.file, digest: tier.digest, keep: Self.tiers.map(\.digest))
         var loaded: [(tokens: Int, model: MLModel)] = []
-        for (tokens, name) in [@FUNCTIONS@] {
+        for (tokens, name) in tier.functions {
             let configuration = MLModelConfiguration()
-            configuration.computeUnits = computeUnits
+            configuration.computeUnits = computeUnits ?? tier.computeUnits
             configuration.functionName = name
             let model = try await MLModel.load(contentsOf: url, configuration: configuration)
             loaded.append((tokens, model))
@@ -94,7 +133,7 @@ public actor LanguageModel {
                         continuation.yield(String(text.dropFirst(shown.count)))
                         shown = text
                     }
-                    if position + 1 >= Self.context { break }
+                    if position + 1 >= tier.context { break }
                     logits = try feed([token])
                     await Task.yield()
                 }
@@ -115,13 +154,13 @@ public actor LanguageModel {
 
     /// Appends tokens to the cache and gives the logits of what follows.
     func feed(_ tokens: [Int]) throws -> [Float] {
-        if tokens.isEmpty || position + tokens.count > Self.context {
-            throw ModelError.tooLong(tokens: tokens.count, room: Self.context - position)
+        if tokens.isEmpty || position + tokens.count > tier.context {
+            throw ModelError.tooLong(tokens: tokens.count, room: tier.context - position)
         }
         var left = tokens[...]
         var logits: [Float] = []
         while !left.isEmpty {
-            let room = Self.context - position
+            let room = tier.context - position
             let usable = functions.filter { $0.tokens <= room }
             let function = usable.filter { $0.tokens >= left.count }.min { $0.tokens < $1.tokens }
                 ?? usable.max { $0.tokens < $1.tokens }!
