@@ -21,9 +21,9 @@ from edgeq.importers.gguf.blocks import quant_rows
 from edgeq.importers.gguf.file import TENSOR_TYPES, open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
 from edgeq.model.block import RopeScaling
-from edgeq.model.formulas import rope_frequencies
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
+from edgeq.model.rotary import rope_frequencies
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need
 from tests.families import FAMILIES, random_model, tiny_config, windows

@@ -14,8 +14,14 @@ from edgeq.model.block import BlockSpec
 
 
 def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
-    """All layers are alike. Stretched rotary frequencies are not supported."""
-    rope = read_rope(values, shape, kinds=("default",), partial=True)
+    """All layers are alike. Early files call longrope "su" or "yarn", as Transformers allows."""
+    rope = read_rope(
+        values,
+        shape,
+        kinds=("default", "longrope"),
+        aliases={"su": "longrope", "yarn": "longrope"},
+        partial=True,
+    )
     windows = read_windows(
         values,
         shape,
@@ -36,6 +42,7 @@ FAMILY = Family(
         **COMMON_DEFAULTS,
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
         "bos_token_id": 1,
         "eos_token_id": 32000,
     },
@@ -52,6 +59,7 @@ FAMILY = Family(
             "mlp.gate_proj": "ffn_up",
         },
         partial_rope=True,
+        long_factors=True,
         windows="all",
         heads_span_hidden=True,
     ),
