@@ -53,20 +53,16 @@ def _read_rope(values: Values, shape: Shape) -> RopeSpec:
     return replace(rope, temperature=float(beta), temperature_length=length)
 
 
-def _published(
-    hidden: int, ffn: int, layers: int, base: float = 1e6, *, tied: bool = False
-) -> dict[str, Any]:
-    """A published model: they differ in these sizes alone."""
-    return sizes(
-        hidden, ffn, layers, 32, 8, 131072, 262144,
-        tie_word_embeddings=tied, rope_parameters={**_ROPE, "rope_theta": base},
-    )  # fmt: skip
+def _published(hidden: int, ffn: int, layers: int, *, tied: bool = False) -> dict[str, Any]:
+    """A published model; the rest is as the configuration class assumes."""
+    return sizes(hidden, ffn, layers, 32, 8, 131072, 262144, tie_word_embeddings=tied)
 
 
 _ROPE = {
-    "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0,
-    "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
-    "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+    "rope_type": "yarn", "type": "yarn", "rope_theta": 1e6, "factor": 16.0,
+    "original_max_position_embeddings": 16384, "max_position_embeddings": 262144,
+    "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
 }  # fmt: skip
 
 FAMILY = Family(
