@@ -40,9 +40,9 @@ class Engine:
 
     Args:
         model: from `edgeq.load`: packed, or floating point straight from its file.
-        context: longest sequence in tokens; the model's own limit, at most 4096, if None. Rotary
-            positions that depend on the length (longrope, dynamic) are those of this context;
-            None stays below the length from which they are stretched.
+        context: longest sequence in tokens; the model's own limit, at most 4096, if None.
+            Rotary positions that depend on the length are those of this context, see
+            `edgeq.model.rotary`.
         threads: how many; all cores this process may use if None.
         kv_bits: 8 (a scale per token and head), 16 (float16), or 4 (as 8, with heads rotated by a
             Hadamard matrix: half the memory, and answers that differ more).
@@ -340,13 +340,12 @@ class Engine:
     def load_state(self, path: str | Path) -> None:
         """Replace the sequence by one that `save_state` wrote.
 
-        The context, number of threads and backend may differ from those of the engine that saved;
-        the context only so far as the model's rotary positions do not depend on it.
+        The number of threads and the backend may differ from those of the engine that saved, and
+        the context if the model's rotary positions do not depend on it.
 
         Raises:
             FormatError: the file cannot be read, is damaged, or is not a saved state.
-            UsageError: it is of another model or kv_bits, longer than the context, or of a context
-                with other rotary positions.
+            UsageError: it is of another model or kv_bits, too long, or rotated for another context.
         """
         saved = state.load(path, self.config, self._model_id(), self.kv_bits, self.context)
         self._replace(saved.tokens, saved.layers())
@@ -374,8 +373,7 @@ class Engine:
         """Replace the sequence by one that `snapshot` copied, perhaps from another engine.
 
         Raises:
-            UsageError: it is of another model or kv_bits, longer than the context, or of a context
-                with other rotary positions.
+            UsageError: it is of another model or kv_bits, too long, or rotated for another context.
         """
         if (snapshot.model, snapshot.kv_bits) != (self._model_id(), self.kv_bits):
             raise UsageError(
