@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 
 from edgeq.importers import load
 from edgeq.model.reference import Reference
-from tests.importers.huggingface.test_settings import assert_refused, checkpoint, settings
+from tests.importers.huggingface.test_settings import (
+    SIZES,
+    assert_refused,
+    checkpoint,
+    settings,
+)
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -201,3 +206,28 @@ def test_what_is_no_known_setting_is_refused_by_name(tmp_path: Path, name: str) 
         if family == name:
             with settings(folder, {"rope_scaling": scaling}):
                 assert_refused(folder, words)
+
+
+def test_the_decoder_of_a_ministral_3_that_sees(tmp_path: Path) -> None:
+    text = {
+        **SIZES, "model_type": "ministral3", "tie_word_embeddings": True,
+        "rope_parameters": CASES["temperature, as Ministral 3"][1]["rope_parameters"],
+    }  # fmt: skip
+    vision = {
+        "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "image_size": 28,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 14,
+    }  # fmt: skip
+    config = transformers.Mistral3Config(
+        text_config=text, vision_config=vision, image_token_index=7, tie_word_embeddings=True
+    )
+    torch.manual_seed(0)
+    model = transformers.Mistral3ForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path)
+    tokens = np.random.default_rng(1).integers(10, 64, 40)
+    with torch.no_grad():
+        want = model(input_ids=torch.tensor(tokens[None])).logits[0].numpy()
+    got = load(tmp_path)
+    assert got.config.family == "ministral3"
+    assert got.config.tied
+    near = 1e-4 * np.abs(want).max()
+    assert np.abs(Reference(got).forward(tokens) - want).max() < near
