@@ -38,7 +38,7 @@ _FAMILY: dict[str, dict[str, Any]] = {
     "ministral3": {
         "rope_base": 1e6,
         "rope_scaling": RopeScaling("yarn", 4.0, original_context=16, beta_fast=8.0),
-        "rope_temperature": 0.3,
+        "rope_temperature": 0.25,
         "tied": False,
     },
     "qwen2": {"rope_base": 1e6},

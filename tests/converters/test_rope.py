@@ -112,7 +112,7 @@ def test_keys_are_those_that_llama_cpps_converters_write(tmp_path: Path) -> None
     assert keys["mistral3.rope.scaling.factor"] == 2.0
     assert keys["mistral3.rope.scaling.original_context_length"] == 8
     assert keys["mistral3.rope.scaling.yarn_log_multiplier"] == pytest.approx(1.0)
-    assert keys["mistral3.attention.temperature_scale"] == pytest.approx(0.3)
+    assert keys["mistral3.attention.temperature_scale"] == 0.25
     (tmp_path / "phi").mkdir()
     file = open_gguf(written(tiny("longrope"), "gguf", tmp_path / "phi", 512))
     assert file.metadata["phi3.rope.scaling.attn_factor"] == 1.25

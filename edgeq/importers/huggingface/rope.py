@@ -121,6 +121,7 @@ def read_scaling(
     kinds: Sequence[str],
     aliases: Mapping[str, str] = {},
     known: Collection[str] = (),
+    inside_only: bool = False,
 ) -> RopeScaling | None:
     """How frequencies are stretched, from one object of rotary settings.
 
@@ -133,6 +134,8 @@ def read_scaling(
         kinds: supported values of ``rope_type``.
         aliases: further values of it, and which of ``kinds`` they stand for.
         known: further keys of the object, which the family's file reads.
+        inside_only: whether the original context is read inside the object alone, as Transformers
+            does where each kind of layer has an object of its own.
 
     Raises:
         FormatError: a value is missing or impossible.
@@ -158,9 +161,10 @@ def read_scaling(
     if kind == "default":
         return None
     if kind == "longrope":
-        return _longrope(values, settings, shape, dim)
+        original = _original_context(values, settings, inside_only)
+        return _longrope(values, settings, shape, dim, original)
     if kind == "yarn":
-        return _yarn(values, settings, shape, dim)
+        return _yarn(values, settings, shape, _original_context(values, settings, inside_only))
     factor = values.check_number("rope factor", settings.get("factor"))
     if kind == "linear":
         return RopeScaling("linear", factor)
@@ -172,11 +176,12 @@ def read_scaling(
         raise FormatError(
             f"{values.path}: high_freq_factor {high} must be above low_freq_factor {low}"
         )
-    return RopeScaling("llama3", factor, low, high, _original_context(values, settings))
+    return RopeScaling(
+        "llama3", factor, low, high, _original_context(values, settings, inside_only)
+    )
 
 
-def _yarn(values: Values, settings: Mapping[str, Any], shape: Shape, dim: int) -> RopeScaling:
-    original = _original_context(values, settings)
+def _yarn(values: Values, settings: Mapping[str, Any], shape: Shape, original: int) -> RopeScaling:
     factor = _ratio(values, settings, shape, original)
     told = settings.get("attention_factor")
     if told is None:
@@ -193,8 +198,6 @@ def _yarn(values: Values, settings: Mapping[str, Any], shape: Shape, dim: int) -
     if not isinstance(truncate, bool):
         raise FormatError(f"{values.path}: truncate is {shown(truncate)}; it must be true or false")
     fast, slow = settings.get("beta_fast") or 32, settings.get("beta_slow") or 1
-    if dim < 2:
-        raise FormatError(f"{values.path}: {_PARTIAL} leaves no dimension of a head to rotate")
     return RopeScaling(
         "yarn",
         factor,
@@ -206,8 +209,9 @@ def _yarn(values: Values, settings: Mapping[str, Any], shape: Shape, dim: int) -
     )
 
 
-def _longrope(values: Values, settings: Mapping[str, Any], shape: Shape, dim: int) -> RopeScaling:
-    original = _original_context(values, settings)
+def _longrope(
+    values: Values, settings: Mapping[str, Any], shape: Shape, dim: int, original: int
+) -> RopeScaling:
     factor = _ratio(values, settings, shape, original)
     told = settings.get("attention_factor")
     if told is None:
@@ -265,7 +269,7 @@ def _rotated_share(values: Values, settings: Mapping[str, Any]) -> float:
     return share
 
 
-def _original_context(values: Values, settings: Mapping[str, Any]) -> int:
+def _original_context(values: Values, settings: Mapping[str, Any], inside_only: bool) -> int:
     """The context before stretching, which files state in either of two places."""
     inside, beside = settings.get(_ORIGINAL), values.get(_ORIGINAL)
     if inside is not None and beside is not None and inside != beside:
@@ -273,7 +277,11 @@ def _original_context(values: Values, settings: Mapping[str, Any]) -> int:
             f"{values.path}: {_ORIGINAL} is {shown(inside)} inside the rotary settings and "
             f"{shown(beside)} beside them; keep the one the model was trained with"
         )
-    original = beside if inside is None else inside
-    if original is None:
-        original = values.get("max_position_embeddings")
-    return int(values.check_number(_ORIGINAL, original))
+    context = values.get("max_position_embeddings")
+    if inside is None and inside_only and beside not in (None, context):
+        raise UnsupportedError(
+            f"{values.path}: {_ORIGINAL} is {shown(beside)} beside the rotary settings, where "
+            "Transformers does not read it for this family; put it inside them"
+        )
+    told = beside if inside is None else inside
+    return int(values.check_number(_ORIGINAL, context if told is None else told))

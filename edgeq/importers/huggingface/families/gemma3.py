@@ -70,7 +70,7 @@ def _read_ropes(values: Values, shape: Shape) -> tuple[RopeSpec, RopeSpec]:
     dim = shape.head_dim
     read_scaling(values, "sliding_attention", local, shape, dim, ("default",))
     name = "rope_scaling" if flat else "full_attention"
-    scaling = read_scaling(values, name, full, shape, dim, _KINDS)
+    scaling = read_scaling(values, name, full, shape, dim, _KINDS, inside_only=True)
     return RopeSpec(bases[0], dim, scaling), RopeSpec(bases[1], dim)
 
 

@@ -39,6 +39,11 @@ def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
 
 def _read_rope(values: Values, shape: Shape) -> RopeSpec:
     """Yarn, and the temperature of queries past the original context."""
+    if not any(
+        isinstance(values.raw.get(key), dict) for key in ("rope_scaling", "rope_parameters")
+    ):
+        # the class assumes all of them then, whatever stands beside them
+        values.check_number("rope_theta", values.raw.get("rope_theta", _ROPE["rope_theta"]))
     rope = read_rope(values, shape, kinds=("yarn",), known=(_BETA, "max_position_embeddings"))
     name, settings = rope_settings(values)
     beta = settings.get(_BETA)
