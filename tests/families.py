@@ -35,6 +35,12 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 16),
     },
     "mistral": {"window": 6, "tied": False},
+    "ministral3": {
+        "rope_base": 1e6,
+        "rope_scaling": RopeScaling("yarn", 4.0, original_context=16, beta_fast=8.0),
+        "rope_temperature": 0.25,
+        "tied": False,
+    },
     "qwen2": {"rope_base": 1e6},
     "qwen3": {"qk_norm": "head", "heads": 6, "norm_eps": 1e-6},
     "gemma3": {
@@ -68,8 +74,8 @@ _FAMILY: dict[str, dict[str, Any]] = {
 FAMILIES = tuple(_FAMILY)
 
 _OF_BLOCKS = (
-    "layers", "rope_base", "rope_base_local", "rope_dim", "rope_scaling", "rope_layers", "window",
-    "window_layers", "norm_before", "norm_after", "qk_norm",
+    "layers", "rope_base", "rope_base_local", "rope_dim", "rope_scaling", "rope_temperature",
+    "rope_layers", "window", "window_layers", "norm_before", "norm_after", "qk_norm",
 )  # fmt: skip
 
 
@@ -81,6 +87,7 @@ def blocks(
     rope_base_local: float | None = None,
     rope_dim: int | None = None,
     rope_scaling: RopeScaling | None = None,
+    rope_temperature: float = 0.0,
     rope_layers: tuple[bool, ...] = (),
     window: int | None = None,
     window_layers: tuple[bool, ...] = (),
@@ -89,9 +96,11 @@ def blocks(
     """Layers that differ only in their window and rotary embedding; ``fields`` are `BlockSpec`'s.
 
     The window applies to ``window_layers``, to all of them if that is empty. ``rope_base_local``
-    is the base in those layers, without scaling. Layers not in ``rope_layers`` have no positions.
+    is the base in those layers, without scaling; a temperature goes by the original context.
+    Layers not in ``rope_layers`` have no positions.
     """
-    whole = RopeSpec(rope_base, rope_dim or head_dim, rope_scaling)
+    length = rope_scaling.original_context if rope_scaling and rope_temperature else 0
+    whole = RopeSpec(rope_base, rope_dim or head_dim, rope_scaling, rope_temperature, length)
     local = whole if rope_base_local is None else RopeSpec(rope_base_local, whole.dim)
     windowed = window_layers or (window is not None,) * layers
     rotated = rope_layers or (True,) * layers

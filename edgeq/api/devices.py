@@ -18,12 +18,11 @@ from edgeq.formats.schemes import FloatScheme
 from edgeq.importers.shapes import shape as known_shape
 from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
+from edgeq.model.rotary import default_context
 from edgeq.profiling import read_bandwidth
 
 THIS = "this"
 """The device that is this machine."""
-DEFAULT_CONTEXT = 4096
-"""Longest context that is planned for if none is given."""
 
 
 def device_names() -> tuple[str, ...]:
@@ -186,7 +185,7 @@ def plan(
     return plan_on(
         known,
         profile,
-        context=default_context(context, known.config.context),
+        context=context or default_context(known.config),
         kv_bits=kv_bits,
         threads=threads,
         bits=bits,
@@ -208,11 +207,6 @@ def shape_facts(name: str) -> ModelFacts:
     return ModelFacts(name, config, {name: scheme_facts(scheme, size) for name, size in tensors})
 
 
-def default_context(context: int | None, limit: int) -> int:
-    """The context that the engine would choose."""
-    return context or min(limit, DEFAULT_CONTEXT)
-
-
 def check_fits(
     model: Model, name: str, settings: dict[str, Any], draft: Model | None = None
 ) -> None:
@@ -230,11 +224,11 @@ def check_fits(
     profile = this_profile(measured=False)
     if profile.usable_bytes is None:
         return
-    limit = model.config.context
+    tokens = settings["context"] or default_context(model.config)
     plan_on(
         facts_of(model, name),
         profile,
-        context=min(default_context(settings["context"], limit), limit),
+        context=min(tokens, model.config.context),
         kv_bits=settings["kv_bits"],
         threads=settings["threads"] or available_cores(),
         draft=None if draft is None else facts_of(draft, "the draft model"),

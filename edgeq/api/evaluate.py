@@ -134,7 +134,7 @@ def perplexity(
                     engines.enter_context(Engine(other, kv_bits=16, **settings))
                 )
             else:  # the engine would round what its matrices are multiplied with
-                against = Reference(other).forward
+                against = Reference(other, context=context).forward
         engine = engines.enter_context(Engine(opened, kv_bits=kv_bits, **settings))
         return text_evaluation.perplexity(
             _whole_windows(engine),

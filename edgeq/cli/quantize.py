@@ -334,14 +334,14 @@ def _target(bpw: float | None, size: int | None) -> dict[str, float] | None:
 
 def _room(model: Model, device: str, context: int, recipe: Recipe) -> int | None:
     """Bytes for the tensors on a device; None if the recipe's model fits in them."""
-    from edgeq.api.devices import default_context
     from edgeq.cli.plan import profile_named
     from edgeq.devices.model_header import facts_of
     from edgeq.devices.planner import budget_bytes
+    from edgeq.model.rotary import default_context
 
     known = facts_of(model, model.origin.name if model.origin else "")
     profile = profile_named(device)
-    room = budget_bytes(known, profile, default_context(context, known.config.context))
+    room = budget_bytes(known, profile, context or default_context(known.config))
     wanted: float = known.quantized(recipe).weights_bytes
     if recipe.target:
         wanted = recipe.target.get("bytes") or recipe.target["bpw"] * known.n_params / 8

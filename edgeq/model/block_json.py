@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from edgeq.core.errors import FormatError
@@ -19,13 +19,19 @@ FLAT_KEYS = (
 )  # fmt: skip
 """Keys that said what all layers are in artifacts of edgeq 0.1 and before."""
 
+_OPTIONAL = frozenset((
+    "attention_factor", "beta_fast", "beta_slow", "truncate", "short_factors", "long_factors",
+    "temperature", "temperature_length",
+))  # fmt: skip
+"""Keys of a rope and of its scaling that are absent where they have their default."""
+
 
 def blocks_to_json(blocks: Sequence[BlockSpec]) -> dict[str, Any]:
     """The keys "blocks" and "layer_blocks" for the blocks of all layers."""
     distinct = list(dict.fromkeys(blocks))
     number = {block: i for i, block in enumerate(distinct)}
     return {
-        "blocks": [asdict(block) for block in distinct],
+        "blocks": [_described(block) for block in distinct],
         "layer_blocks": [number[block] for block in blocks],
     }
 
@@ -91,6 +97,22 @@ def blocks_from_flat(data: Mapping[str, Any]) -> tuple[BlockSpec, ...]:
     return tuple(kinds[local] for local in windowed)
 
 
+def _described(block: BlockSpec) -> dict[str, Any]:
+    """A block without those keys of its rope that it does not need: older readers know none."""
+    values = asdict(block)
+    rope = values["rope"]
+    if rope is not None:
+        values["rope"] = _without_defaults(RopeSpec, rope)
+        if rope["scaling"] is not None:
+            values["rope"]["scaling"] = _without_defaults(RopeScaling, rope["scaling"])
+    return values
+
+
+def _without_defaults(kind: type[RopeSpec | RopeScaling], values: dict[str, Any]) -> dict[str, Any]:
+    optional = {f.name: f.default for f in fields(kind) if f.name in _OPTIONAL}
+    return {k: v for k, v in values.items() if k not in optional or v != optional[k]}
+
+
 def _number(value: Any) -> int:
     return value  # type: ignore[no-any-return]  # RopeSpec checks it
 
@@ -104,7 +126,11 @@ def _block(described: Any) -> BlockSpec:
 
 
 def _scaling(described: Any) -> RopeScaling | None:
-    return None if described is None else RopeScaling(**_object("rope scaling", described))
+    if described is None:
+        return None
+    values = _object("rope scaling", described)
+    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return RopeScaling(**{**values, **lists})
 
 
 def _object(what: str, value: Any) -> dict[str, Any]:

@@ -84,6 +84,11 @@ class ModelConfig:
                     f"model config: rope dim is {rope.dim}; "
                     f"it must be at most head_dim {self.head_dim}"
                 )
+            if rope.temperature and rope.dim != self.head_dim:
+                raise FormatError(
+                    f"model config: rope dim is {rope.dim}; with a temperature it must be "
+                    f"head_dim {self.head_dim}"
+                )
 
     def _check_values(self) -> None:
         """Check each value by itself: its type, that it is finite, and its range."""
@@ -136,8 +141,9 @@ class ModelConfig:
 
     @property
     def ropes(self) -> tuple[RopeSpec, ...]:
-        """The distinct rotary embeddings of the layers, in order of their first use."""
-        return tuple(dict.fromkeys(block.rope for block in self.blocks if block.rope))
+        """The distinct rotary embeddings of queries and keys, in order of their first use."""
+        ropes = (block.rope for block in self.blocks if block.rope)
+        return tuple(dict.fromkeys(rope for both in ropes for rope in (both, both.for_keys)))
 
     @property
     def rope_names(self) -> dict[RopeSpec, str]:
@@ -146,7 +152,12 @@ class ModelConfig:
         A model with one rotary embedding has a "global" one; further ones of a kind are numbered.
         """
         ropes, names = self.ropes, dict[RopeSpec, str]()
-        whole = {block.rope for block in self.blocks if block.window is None}
+        whole = {
+            rope
+            for block in self.blocks
+            if block.rope and block.window is None
+            for rope in (block.rope, block.rope.for_keys)
+        }
         for rope in ropes:
             kind = "global" if rope in whole or len(ropes) == 1 else "local"
             taken = sum(name.startswith(kind) for name in names.values())

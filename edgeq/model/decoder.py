@@ -75,7 +75,7 @@ class Builder(Protocol[V]):
         """x [T, n*D] seen as [T, n, D]; a view, which needs no result of that name."""
 
     def rope(self, name: str, x: V, rope: RopeSpec) -> V:
-        """x [T, n, D] rotated by its positions."""
+        """x [T, n, D] rotated by its positions, times the factors of `rope_tables`."""
 
     def attend(self, name: str, layer: int, q: V, k: V, v: V) -> V:
         """Append k and v [T, Hkv, D] to the layer's cache; attention of q [T, H, D]: [T, H*D].
@@ -130,7 +130,8 @@ def attention_mix(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
         q = b.norm(at + "q_norm", q, tensor_name(i, Q_NORM))
         k = b.norm(at + "k_norm", k, tensor_name(i, K_NORM))
     if block.rope is not None:
-        q, k = b.rope(at + "q_rope", q, block.rope), b.rope(at + "k_rope", k, block.rope)
+        q = b.rope(at + "q_rope", q, block.rope)
+        k = b.rope(at + "k_rope", k, block.rope.for_keys)
     return b.attend(at + "mix", i, q, k, v)
 
 

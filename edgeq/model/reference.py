@@ -25,10 +25,10 @@ from edgeq.model.formulas import (
     apply_rope,
     dense,
     rms_norm,
-    rope_tables,
 )
 from edgeq.model.model import Model
 from edgeq.model.reference_cache import KV
+from edgeq.model.rotary import config_at, default_context, rope_at, rope_tables, same_ropes
 
 CacheRounding = Callable[[Literal["k", "v"], int, Array], Array]
 """("k" or "v", layer, values [T, Hkv, D]) -> the values that a cache returns for them."""
@@ -74,6 +74,9 @@ class Reference:
         keep: keep every weight that was converted to float32 (4 bytes a weight) rather than
             convert it again at each call; for small models. Not with ``linear``, which receives
             the tensor.
+        context: tokens of the session whose rotary positions are computed, for models whose
+            frequencies depend on it (`edgeq.model.rotary`); None chooses for each cache: the
+            default context, or the length of its first pass if that is longer.
 
     Raises:
         UsageError: keep and linear are both given.
@@ -86,12 +89,13 @@ class Reference:
         linear: Linear | None = None,
         kv: CacheRounding | None = None,
         keep: bool = False,
+        context: int | None = None,
     ) -> None:
         check_type("model", model, Model)
         if keep and linear is not None:
             raise UsageError("keep holds the weights of the default product; leave out linear")
         self.model = model
-        self.config = model.config
+        self.config = model.config if context is None else config_at(model.config, context)
         self._product = linear or (self._product_of_stored if keep else dense)
         self._kv = kv
         self._small: dict[str, Array] = {}  # norms and biases, as float32
@@ -148,6 +152,7 @@ class Reference:
         self._tokens = checked_tokens(self.config, tokens)
         self._cache = self.new_cache() if cache is None else cache
         self._all_logits = all_logits
+        self._choose_ropes(self._cache.n_past + self._tokens.size)
 
     # --- the steps of `edgeq.model.decoder` ---------------------------------------------------
 
@@ -180,6 +185,7 @@ class Reference:
     def rope(self, name: str, x: Array, rope: RopeSpec) -> Array:
         """x [T, n, D] rotated by its positions."""
         first, n = self._cache.n_past, x.shape[0]
+        rope = rope_at(rope, self._cache.rope_context)
         tables = self._rope.get(rope)
         if tables is None or tables[0].shape[0] < first + n:
             room = max(64, 2 * (first + n))
@@ -205,6 +211,17 @@ class Reference:
         return self.linear(name, x if self._all_logits else x[-1:], weight)
 
     # ------------------------------------------------------------------------------------------
+
+    def _choose_ropes(self, length: int) -> None:
+        """Set the context that the cache's keys are rotated for, at its first pass."""
+        cache, usual = self._cache, default_context(self.config)
+        if not cache.n_past:
+            cache.rope_context = max(usual, length)
+        elif not same_ropes(self.config, cache.rope_context, max(cache.rope_context, length)):
+            raise UsageError(
+                f"the sequence grows to {length} tokens, and the keys in the cache are rotated for "
+                f"at most {cache.rope_context}; give Reference the context that the sequence needs"
+            )
 
     def _result(self, name: str, value: Array) -> Array:
         """What later steps receive as the named result."""

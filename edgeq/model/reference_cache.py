@@ -29,6 +29,8 @@ class KV:
     ) -> None:
         self.config = config
         self.n_past = 0
+        self.rope_context = 0
+        """The context that keys are rotated for (`edgeq.model.rotary`); the reference sets it."""
         shape = (capacity, config.kv_heads, config.head_dim)
         self._k: list[NDArray[Any]] = [np.empty(shape, dtype) for _ in range(config.layers)]
         self._v: list[NDArray[Any]] = [np.empty(shape, dtype) for _ in range(config.layers)]

@@ -20,7 +20,7 @@ class TracedReference(Reference):
     an error appears at the step that makes it and at no other, however many layers follow.
 
     Args:
-        model, linear, kv, keep: as for `Reference`.
+        model, linear, kv, keep, context: as for `Reference`.
     """
 
     def __init__(
@@ -30,8 +30,9 @@ class TracedReference(Reference):
         linear: Linear | None = None,
         kv: CacheRounding | None = None,
         keep: bool = False,
+        context: int | None = None,
     ) -> None:
-        super().__init__(model, linear=linear, kv=kv, keep=keep)
+        super().__init__(model, linear=linear, kv=kv, keep=keep, context=context)
         self._results: dict[str, Array] = {}
         self._replacements: Mapping[str, NDArray[np.float32]] = {}
         self.reset()

@@ -1,4 +1,4 @@
-"""Sines, cosines and powers whose bits are the same on every machine.
+"""Sines, cosines, powers and logarithms whose bits are the same on every machine.
 
 NumPy's and the C library's own differ in the last place between processors. These consist of
 additions, multiplications and divisions, which IEEE 754 defines, and of decimal arithmetic.
@@ -61,6 +61,16 @@ def power(base: float, exponent: float) -> float:
         0.01
     """
     return float(_DECIMAL.power(Decimal(base), Decimal(exponent)))
+
+
+def log(value: float) -> float:
+    """Natural logarithm of a positive number, correctly rounded.
+
+    Example:
+        >>> log(1.0), log(2.718281828459045)
+        (0.0, 1.0)
+    """
+    return float(_DECIMAL.ln(Decimal(value)))
 
 
 def powers(bases: Array, exponent: float) -> Array:

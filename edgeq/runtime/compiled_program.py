@@ -17,9 +17,9 @@ from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model import recording
 from edgeq.model.block import RopeSpec
-from edgeq.model.formulas import rope_tables
 from edgeq.model.memory_layout import Buffers, attention_work, buffers, cache_length, query_block
 from edgeq.model.model import Model
+from edgeq.model.rotary import rope_tables
 from edgeq.runtime.engine_memory import EngineMemory
 from edgeq.runtime.kernels import abi
 from edgeq.runtime.kernels.abi import Step
@@ -164,10 +164,12 @@ class CompiledProgram:
             if step.kind != Step.ATTENTION or step.layer is None:
                 continue
             rope = step.rope
-            if rope is not None and rope not in tables:
-                cos, sin = rope_tables(rope, context)
-                memory.scratch_bytes += cos.nbytes + sin.nbytes
-                tables[rope] = (memory.address(cos, 4), memory.address(sin, 4))
+            keys = rope and rope.for_keys
+            for one in (rope, keys):
+                if one is not None and one not in tables:
+                    cos, sin = rope_tables(one, context)
+                    memory.scratch_bytes += cos.nbytes + sin.nbytes
+                    tables[one] = (memory.address(cos, 4), memory.address(sin, 4))
             records[step.layer] = {
                 "heads": c.heads,
                 "kv_heads": c.kv_heads,
@@ -175,8 +177,10 @@ class CompiledProgram:
                 "query_block": query_block(c),
                 "window": c.blocks[step.layer].window or 0,
                 "scale": scale.ctypes.data,
-                "cos": tables[rope][0],
-                "sin": tables[rope][1],
+                "cos_q": tables[rope][0],
+                "sin_q": tables[rope][1],
+                "cos_k": tables[keys][0],
+                "sin_k": tables[keys][1],
                 "rope_half": rope.dim // 2 if rope else 0,
                 "norm_q": self._norm(step.q_norm),
                 "norm_k": self._norm(step.k_norm),

@@ -22,6 +22,7 @@ from edgeq.model.config import ModelConfig
 from edgeq.model.kv_bits import KvBits, checked_kv_bits
 from edgeq.model.memory_layout import MAX_SEQUENCES, center_span
 from edgeq.model.model import Model
+from edgeq.model.rotary import default_context, same_ropes
 from edgeq.runtime import kv_state as state
 from edgeq.runtime.backend import Backend
 from edgeq.runtime.running_answers import RunningAnswers
@@ -41,6 +42,8 @@ class Engine:
     Args:
         model: from `edgeq.load`: packed, or floating point straight from its file.
         context: longest sequence in tokens; the model's own limit, at most 4096, if None.
+            Rotary positions that depend on the length are those of this context, see
+            `edgeq.model.rotary`.
         threads: how many; all cores this process may use if None.
         kv_bits: 8 (a scale per token and head), 16 (float16), or 4 (as 8, with heads rotated by a
             Hadamard matrix: half the memory, and answers that differ more).
@@ -136,7 +139,7 @@ class Engine:
             raise UsageError(f"threads is {threads}; use 1 to 256")
         limit = model.config.context
         if context is None:
-            context = min(limit, 4096)
+            context = default_context(model.config)
         if not 1 <= context <= limit:
             raise UsageError(f"context is {context}; this model supports 1 to {limit} tokens")
         model.validate()
@@ -334,17 +337,19 @@ class Engine:
         self._catch_up()
         starts = [self._run.first(i) for i in range(self.config.layers)]
         return state.save(
-            path, self.config, self._model_id(), self.kv_bits, self._tokens, starts, self._run.read
-        )
+            path, self.config, self._model_id(), self.kv_bits, self._tokens, starts, self._run.read,
+            self.context,
+        )  # fmt: skip
 
     def load_state(self, path: str | Path) -> None:
         """Replace the sequence by one that `save_state` wrote.
 
-        The context, number of threads and backend may differ from those of the engine that saved.
+        The number of threads and the backend may differ from those of the engine that saved, and
+        the context if the model's rotary positions do not depend on it.
 
         Raises:
             FormatError: the file cannot be read, is damaged, or is not a saved state.
-            UsageError: it is of another model or kv_bits, or longer than the context.
+            UsageError: it is of another model or kv_bits, too long, or rotated for another context.
         """
         saved = state.load(path, self.config, self._model_id(), self.kv_bits, self.context)
         self._replace(saved.tokens, saved.layers())
@@ -364,13 +369,15 @@ class Engine:
             start = self._run.first(layer)
             parts = self._run.read(layer, start, self.n_past)
             layers.append((start, {name: part.copy() for name, part in parts.items()}))
-        return state.Snapshot(self._model_id(), self.kv_bits, tuple(self._tokens), tuple(layers))
+        return state.Snapshot(
+            self._model_id(), self.kv_bits, tuple(self._tokens), tuple(layers), self.context
+        )
 
     def restore(self, snapshot: state.Snapshot) -> None:
         """Replace the sequence by one that `snapshot` copied, perhaps from another engine.
 
         Raises:
-            UsageError: it is of another model or kv_bits, or longer than the context.
+            UsageError: it is of another model or kv_bits, too long, or rotated for another context.
         """
         if (snapshot.model, snapshot.kv_bits) != (self._model_id(), self.kv_bits):
             raise UsageError(
@@ -382,6 +389,8 @@ class Engine:
                 f"the snapshot has {len(snapshot.tokens)} tokens and the context holds "
                 f"{self.context}; use an engine with a context of at least that many"
             )
+        if not same_ropes(self.config, snapshot.context, self.context):
+            raise UsageError(state.other_ropes("the snapshot", snapshot.context, self.context))
         self._replace(list(snapshot.tokens), snapshot.layers)
 
     def close(self) -> None:

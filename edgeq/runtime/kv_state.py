@@ -3,7 +3,8 @@
 The file is a safetensors container. Its metadata are
 
     format "edgeq-state", format_version "1", model: fingerprint, kv_bits: "4", "8" or "16",
-    starts: JSON list, for each layer the first position that is in the file
+    starts: JSON list, for each layer the first position that is in the file,
+    context: of the engine that saved it; absent in older files
 
 and its tensors are (S positions of a layer, from its start to the end of the sequence):
 
@@ -41,6 +42,7 @@ from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.memory_layout import center_span
 from edgeq.model.model import Model
+from edgeq.model.rotary import same_ropes
 
 FORMAT = "edgeq-state"
 VERSION = 1
@@ -138,12 +140,14 @@ class Snapshot:
         kv_bits: 8 or 16.
         tokens: the sequence.
         layers: for each layer, the first position it has and the arrays of `layer_parts`.
+        context: of the engine that made it, on which rotary positions may depend.
     """
 
     model: str
     kv_bits: int
     tokens: tuple[int, ...]
     layers: tuple[tuple[int, Parts], ...]
+    context: int
 
     @property
     def nbytes(self) -> int:
@@ -159,6 +163,7 @@ def save(
     tokens: list[int],
     starts: list[int],
     read: Callable[[int, int, int], Parts],
+    context: int,
 ) -> int:
     """Write a state atomically.
 
@@ -170,6 +175,7 @@ def save(
         tokens: the sequence.
         starts: for each layer, the first position to keep, a multiple of the cache's center span.
         read: (layer, start, stop) -> the layer's parts.
+        context: of the engine, on which rotary positions may depend.
 
     Returns:
         The size of the file in bytes.
@@ -190,6 +196,7 @@ def save(
         "model": model,
         "kv_bits": str(kv_bits),
         "starts": json.dumps(starts),
+        "context": str(context),
     }
     header = safetensors_header(metadata, arrays)
 
@@ -224,7 +231,8 @@ def load(path: str | Path, config: ModelConfig, model: str, kv_bits: int, contex
 
     Raises:
         FormatError: it cannot be read, is damaged, or is not a saved state.
-        UsageError: another model, another kv_bits, or more tokens than the context.
+        UsageError: another model, another kv_bits, more tokens than the context, or other rotary
+            positions.
     """
     path = Path(path)
     try:
@@ -259,11 +267,25 @@ def load(path: str | Path, config: ModelConfig, model: str, kv_bits: int, contex
             f"{path} holds {tokens.size} tokens and the context {context}; "
             f"use a context of at least {tokens.size}"
         )
+    saved = metadata.get("context", str(context))
+    if not saved.isdecimal() or len(saved) > 12:
+        raise _damaged(path, "it does not say what context its engine had")
+    if not same_ropes(config, int(saved), context):
+        raise UsageError(other_ropes(str(path), int(saved), context))
     starts = _starts(path, metadata.get("starts", ""), config, tokens.size, center_span(kv_bits))
     for layer, start in enumerate(starts):
         for name, (kind, shape) in layer_parts(config, kv_bits, tokens.size - start).items():
             _checked(file, f"layers.{layer}.{name}", TYPE_NAMES[kind], shape)
     return Saved([int(token) for token in tokens], starts, file)
+
+
+def other_ropes(name: str, saved: int, context: int) -> str:
+    """The message for keys that are rotated for another context."""
+    return (
+        f"{name} was made with a context of {saved} tokens and the engine's is {context}, for "
+        "which this model's rotary positions are other ones; give a context on the same side of "
+        "the model's original one, or run the prompt again"
+    )
 
 
 def _check_crc(file: SafetensorsFile) -> None:

@@ -79,7 +79,7 @@ class NumpyBackend:
                 if isinstance(t, QuantTensor)
             )
         self._product = PackedLinear(keep=keep)
-        self._reference = Reference(model, linear=self._product)
+        self._reference = Reference(model, linear=self._product, context=context)
         self._cache: KV = (
             KV(c, np.float16, context) if kv_bits == 16 else IntegerKV(c, context, kv_bits)
         )

@@ -59,7 +59,7 @@ class ProgramStep:
         linears: weights of the matrices.
         q_norm, k_norm: weights of ATTENTION's norms, or "".
         norm_spans_heads: whether q and k are normed as one vector each, not head by head.
-        rope: how ATTENTION rotates q and k, or None.
+        rope: how ATTENTION rotates q, and by its `for_keys` k, or None.
     """
 
     kind: Step
@@ -181,7 +181,8 @@ class _Fusion:
             self._fuse(*chain)
         kinds = [tuple(operation.kind for operation in chain) for chain in chains]
         (q_norm, q_rope), (k_norm, k_rope), _ = map(_norm_and_rope, chains)
-        if kinds[0] not in _HEAD_CHAINS or kinds[1:] != [kinds[0], ("heads",)] or q_rope != k_rope:
+        alike = k_rope == (q_rope and q_rope.for_keys)
+        if kinds[0] not in _HEAD_CHAINS or kinds[1:] != [kinds[0], ("heads",)] or not alike:
             raise _no_step(attend, "q, k and v go through " + "; ".join(map(", ".join, kinds)))
         layer, part = _layer_and_part(attend)
         self._fuse(attend)

@@ -20,6 +20,7 @@ from edgeq.importers.tokenizer.chat_templates import chat_templates
 from edgeq.model.kv_bits import KvBits
 from edgeq.model.memory_layout import draft_bytes, kv_bytes, scratch_bytes
 from edgeq.model.model import Model
+from edgeq.model.rotary import default_context
 from edgeq.runtime.constraint import GrammarVocabulary
 from edgeq.runtime.draft import Draft, open_drafts
 from edgeq.runtime.engine import Engine
@@ -190,7 +191,7 @@ def _refuse_too_much(
         DoesNotFitError: the KV caches and their buffers need more memory than is free.
     """
     config, free = model.config, available_bytes()
-    tokens = min(config.context, 4096) if context is None else context
+    tokens = default_context(config) if context is None else context
     needed = parallel * kv_bytes(config, tokens, kv_bits)
     needed += scratch_bytes(config, tokens, n_threads or available_cores(), parallel)
     if draft is not None:

@@ -86,7 +86,7 @@ def test_keys_of_older_artifacts_are_read(family: str) -> None:
         ({"rope_theta": -1.0}, "rope base is -1.0; it must be above 0"),
         ({"rope_theta": 10**400}, "rope base is 1000"),
         ({"rope_scaling": [2]}, r"rope scaling is \[2\]; it must be an object"),
-        ({"rope_scaling": {"kind": "yarn", "factor": 2.0}}, "rope scaling is of kind 'yarn'"),
+        ({"rope_scaling": {"kind": "ntk", "factor": 2.0}}, "rope scaling is of kind 'ntk'"),
         ({"rope_scaling": {"factor": 2.0}}, "is not readable"),
         ({"blocks": []}, "unknown keys"),
     ],

@@ -19,12 +19,11 @@ from edgeq.model.formulas import (
     apply_rope,
     dense,
     rms_norm,
-    rope_frequencies,
-    rope_tables,
     softmax,
 )
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
+from edgeq.model.rotary import rope_frequencies, rope_tables
 from tests.conftest import need
 from tests.families import (
     FAMILIES,

@@ -111,6 +111,12 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     "BlockSpec window": (lambda bad, at: edgeq.BlockSpec(rope=None, window=bad), ["7", 0, -1, []]),
     "RopeSpec base": (lambda bad, at: edgeq.RopeSpec(bad, 64), [0, "1e4", None, []]),
     "RopeSpec dim": (lambda bad, at: edgeq.RopeSpec(1e4, bad), [7, "64", None, []]),
+    "RopeSpec temperature": (
+        lambda bad, at: edgeq.RopeSpec(1e4, 64, None, bad, 8), [-1, "0", None, []],
+    ),
+    "RopeScaling attention_factor": (
+        lambda bad, at: edgeq.RopeScaling("yarn", 2.0, attention_factor=bad), [0, "2", None, []],
+    ),
     "RopeScaling": (lambda bad, at: edgeq.RopeScaling("linear", bad), [0, "2", None, []]),
     "Reference": (lambda bad, at: edgeq.Reference(bad), WRONG),
     "Reference.forward": (lambda bad, at: edgeq.Reference(MODEL).forward(bad), WRONG),

@@ -57,12 +57,13 @@ from edgeq.core.progress import Progress
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
+from edgeq.model.rotary import default_context
 
 TARGETS = ("ios18", "ios16")
 PRECISIONS = {"mixed": ("fp16", "fp32"), "float16": ("fp16", "fp16"), "float32": ("fp32", "fp32")}
 """Name -> (type of products, type of all between them)."""
 SHAPES = ("functions", "enumerated")
-DEFAULT_CONTEXT, DEFAULT_PREFILL = 4096, 64
+DEFAULT_PREFILL = 64
 _LIBRARY, _BLOCK, _PER_LAYER = 320 << 20, 64 << 20, 2 << 20
 """Bytes: of coremltools with what it imports, of a block of weights, of a layer's graph."""
 
@@ -284,7 +285,7 @@ def _settings(config: ModelConfig, options: Options) -> CoreMLSettings:
             f"--compute is {options.compute}, but Core ML multiplies in floating point; "
             "leave --compute out, or use float"
         )
-    context = options.context or min(config.context, DEFAULT_CONTEXT)
+    context = options.context or default_context(config)
     if not 1 <= context <= config.context:
         raise UsageError(f"context is {context}; the model allows 1 to {config.context}")
     prefill = options.prefill or tuple(n for n in (DEFAULT_PREFILL,) if n <= context)

@@ -34,8 +34,8 @@ import numpy as np
 from edgeq.converters.coreml.weights import Matrix, identifier, narrowed
 from edgeq.model.block import RopeSpec
 from edgeq.model.decoder import decoder
-from edgeq.model.formulas import rope_tables
 from edgeq.model.model import Model
+from edgeq.model.rotary import rope_tables
 
 MASKED = -30000.0
 """Added to scores that may not be seen; in float16's range whatever the score."""

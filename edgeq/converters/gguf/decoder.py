@@ -35,7 +35,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -49,10 +48,13 @@ from edgeq.converters.gguf.layout import (
     Placed,
     assumed_scale,
     check_family,
+    file_context,
     foreign_window,
+    full_rope,
     layout,
     metadata,
 )
+from edgeq.converters.gguf.rope import factor_tensors, rope_in_file
 from edgeq.converters.gguf.run import (
     has_llama_cpp,
     open_runner,
@@ -80,7 +82,6 @@ from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers.gguf.blocks import TYPES
 from edgeq.importers.huggingface.tokenizer import HfTokenizer
-from edgeq.model.formulas import rope_frequencies
 from edgeq.model.model import Model
 
 _STEP = 1 << 21
@@ -124,6 +125,7 @@ class GgufDecoderTarget(DecoderTarget):
                 f"llama.cpp has no sliding window for {config.family}: beyond {window} tokens it "
                 f"would compute other values; give a context of at most {window}"
             )
+        rope_in_file(full_rope(config), file_context(config, options))
         layout(model)
         tokenizer_keys(model)
 
@@ -206,9 +208,8 @@ class GgufDecoderTarget(DecoderTarget):
 
 
 def _write_tensor(model: Model, placed: Placed, file: BinaryIO) -> None:
-    if placed.entry.name == "rope_freqs.weight":
-        (rope,) = model.config.ropes
-        factors = rope_frequencies(replace(rope, scaling=None)) / rope_frequencies(rope)
+    factors = factor_tensors(full_rope(model.config)).get(placed.entry.name)
+    if factors is not None:
         file.write(factors.astype("<f4").tobytes())
         return
     for name, height, heads in zip(placed.names, placed.rows, placed.heads, strict=True):

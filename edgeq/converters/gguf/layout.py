@@ -14,6 +14,7 @@ from edgeq._version import __version__
 from edgeq.converters.encoding import Container, encode
 from edgeq.converters.gguf.blocks import exact_type
 from edgeq.converters.gguf.bytes import Kind, TensorEntry, minimum_is_exact
+from edgeq.converters.gguf.rope import factor_tensors, rope_in_file, rope_is_known, rope_keys
 from edgeq.converters.options import Options
 from edgeq.converters.validate.kernels import GGML_BLOCK
 from edgeq.core.errors import UnsupportedError
@@ -69,6 +70,7 @@ def check_family(model: Model) -> None:
     qk_norms = {block.qk_norm for block in c.blocks}
     norms = {(block.norm_before, block.norm_after) for block in c.blocks}
     rope, window = full_rope(c), first_window(c)
+    distinct = list(dict.fromkeys(block.rope for block in c.blocks if block.rope))
     rotating = [block.rope is not None for block in c.blocks]
     embed_scale = math.sqrt(c.hidden) if arch.scaled_embeddings else 1.0
     # name -> whether llama.cpp computes with another value, and the model's value
@@ -86,11 +88,9 @@ def check_family(model: Model) -> None:
             [int(rotates) for rotates in rotating],
         ),
         "rope dim": (not arch.partial_rope and rope.dim != c.head_dim, rope.dim),
-        "rope scaling": (
-            bool(rope.scaling and rope.scaling.kind == "llama3" and not arch.rope_factors),
-            rope.scaling,
-        ),
-        "rope": (len(c.ropes) > (1 if arch.local_rope_base is None else 2), c.ropes),
+        "rope scaling": (not rope_is_known(c, arch), [rope.scaling for rope in distinct]),
+        "query temperature": (bool(rope.temperature) and not arch.temperature, rope.temperature),
+        "rope": (len(distinct) > (1 if arch.local_rope_base is None else 2), distinct),
         "window": (arch.windows == "period" and (window is None or _period(c) is None), window),
         "head_dim": (arch.heads_span_hidden and c.heads * c.head_dim != c.hidden, c.head_dim),
         "tied": (arch.untied and c.tied, c.tied),
@@ -140,6 +140,11 @@ def first_window(c: ModelConfig) -> int | None:
     return next((block.window for block in c.blocks if block.window), None)
 
 
+def file_context(c: ModelConfig, options: Options) -> int:
+    """The context that the file states: what is asked for, as far as llama.cpp computes it."""
+    return min(c.context, options.context or c.context, foreign_window(c) or c.context)
+
+
 def _period(c: ModelConfig) -> int | None:
     """The period of the layers that see all positions; None if these are not every n-th."""
     for period in range(2, c.layers + 2):
@@ -181,9 +186,8 @@ def layout(model: Model) -> list[Placed]:
     for name, shape in vectors:
         entry = TensorEntry(arch.tensor_name(name), "F32", shape)
         placed.append(Placed(entry, (name,), shape, (_heads(c, name),)))
-    rope = full_rope(c)
-    if rope.scaling and rope.scaling.kind == "llama3":
-        placed.append(Placed(TensorEntry("rope_freqs.weight", "F32", (rope.dim // 2,)), (), (), ()))
+    for name, factors in factor_tensors(full_rope(c)).items():
+        placed.append(Placed(TensorEntry(name, "F32", factors.shape), (), (), ()))
     return placed
 
 
@@ -256,8 +260,8 @@ def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[st
     sizes: dict[str, int] = {}
     for placed in parts:
         sizes[placed.entry.type] = sizes.get(placed.entry.type, 0) + placed.entry.nbytes
-    context = min(c.context, options.context or c.context, foreign_window(c) or c.context)
-    rope = full_rope(c)
+    context = file_context(c, options)
+    rope = rope_in_file(full_rope(c), context)
     ours: dict[str, Any] = {
         "context_length": context,
         "embedding_length": c.hidden,
@@ -278,9 +282,7 @@ def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[st
     if arch.local_rope_base is not None:
         local = next(block.rope for block in c.blocks if block.window)
         ours["rope.freq_base_swa"] = float((local or rope).base)
-    if rope.scaling and rope.scaling.kind == "linear":
-        ours["rope.scaling.type"] = "linear"
-        ours["rope.scaling.factor"] = float(rope.scaling.factor)
+    ours |= rope_keys(rope, arch)
     general = {
         "general.architecture": arch.name,
         "general.name": str(model.provenance.get("source") or c.family),

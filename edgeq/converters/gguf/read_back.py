@@ -44,7 +44,7 @@ class ReadBackRunner:
         require("gguf", ("gguf",), "to compute what a GGUF file holds")
         self._model = load(path, headers_only=True)
         self._shape = shape
-        self._reference = Reference(self._model)
+        self._reference = Reference(self._model, context=context)
         self.context = context
         self.reset()
 
@@ -64,7 +64,7 @@ class ReadBackRunner:
 
     def traced(self, tokens: Sequence[int], past: Past = ()) -> dict[str, Array]:
         """Results of the pass over ``tokens``, after ``past``, by their names in `decoder`."""
-        builder = TracedReference(self._model)
+        builder = TracedReference(self._model, context=self.context)
         for piece in pieces(past):
             builder.trace(piece)
         results = builder.trace(tokens)

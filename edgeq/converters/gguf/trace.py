@@ -204,7 +204,7 @@ class _Graph:
         return self._rows(self._nodes[self._nodes[address].sources[0]].sources[0])
 
     def rotated(self, weight: str, offset: int) -> Array | None:
-        """The rotary step below a product: [T, H, D].
+        """The rotary step below a product, times a temperature if it has one: [T, H, D].
 
         Args:
             weight: of the product.
@@ -220,8 +220,15 @@ class _Graph:
                     begins = self._nodes[at].offset
                 at = self._nodes[at].sources[0]
             if at == product and begins == offset:
-                return self._rows(address, dims=3)
+                return self._rows(self._scaled(address), dims=3)
         return None
+
+    def _scaled(self, address: int) -> int:
+        """What multiplies a step by a tensor; the step itself if nothing does."""
+        for user, node in self._nodes.items():
+            if node.op == "MUL" and node.sources[:1] == (address,):
+                return user
+        return address
 
     def _rows(self, address: int | None, dims: int = 2) -> Array | None:
         """A tensor without ggml's outer dimensions of one."""

@@ -36,8 +36,8 @@ from edgeq.formats.mapped_file import release
 from edgeq.formats.packing import round_up
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model.block import RopeSpec
-from edgeq.model.formulas import rope_tables
 from edgeq.model.model import Model
+from edgeq.model.rotary import rope_tables
 
 OPSET, IR_VERSION = 21, 10
 MICROSOFT = "com.microsoft"

@@ -27,7 +27,8 @@ from edgeq.converters.ort.run import OrtRunner
 from edgeq.core.progress import Progress
 from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
-from edgeq.model.formulas import Array, apply_rope, rope_tables
+from edgeq.model.formulas import Array, apply_rope
+from edgeq.model.rotary import rope_tables
 
 TEXTS, LENGTH = 4, 96
 """Texts sampled, and their tokens."""
@@ -80,7 +81,7 @@ def calibrate(
         for name, values in runner.cache().items():
             if name.endswith(".key"):
                 rope = config.blocks[int(name.split(".")[1])].rope
-                lows, highs = _turned(values, rope, runner.context)
+                lows, highs = _turned(values, rope and rope.for_keys, runner.context)
             else:
                 highs = np.abs(values).max(axis=1)
                 lows = -highs
@@ -153,7 +154,8 @@ def _turned(keys: Array, rope: RopeSpec | None, context: int) -> tuple[Array, Ar
         return keys.min(axis=1), keys.max(axis=1)
     cos, sin = rope_tables(rope, context)
     n = keys.shape[1]
-    plain = apply_rope(keys.transpose(1, 0, 2), cos[:n], -sin[:n])
+    square = cos[:n] ** 2 + sin[:n] ** 2  # of the factor on what is rotated
+    plain = apply_rope(keys.transpose(1, 0, 2), cos[:n] / square, -sin[:n] / square)
     low = high = keys[:, 0]
     for position in np.unique(np.linspace(0, context - 1, TURNS).astype(int)):
         at = slice(position, position + 1)

@@ -67,9 +67,8 @@ from edgeq.formats.tensor import QuantTensor
 from edgeq.model.decoder import decoder
 from edgeq.model.model import Model
 from edgeq.model.reference import checked_tokens
+from edgeq.model.rotary import default_context
 
-CONTEXT = 4096
-"""Positions of the rotary tables, where nothing is said and the model has as many."""
 _EXTRA = {"logits", "calibration", "ort_format"}
 _FLATBUFFER = (1 << 31) - (1 << 20)
 """Bytes an .ort file may have."""
@@ -223,7 +222,7 @@ def settings(model: Model, options: Options) -> OrtSettings:
     if logits not in ("all", "last"):
         raise UsageError(unknown("value of logits", str(logits), ("all", "last")))
     longest = model.config.context
-    context = min(longest, CONTEXT) if options.context is None else options.context
+    context = default_context(model.config) if options.context is None else options.context
     if not 1 <= context <= longest:
         raise UsageError(f"context is {context}; the model's own is {longest}, give 1 to {longest}")
     if "calibration" in options.extra:

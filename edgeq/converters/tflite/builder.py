@@ -35,8 +35,8 @@ from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import decoder
-from edgeq.model.formulas import rope_tables
 from edgeq.model.model import Model
+from edgeq.model.rotary import rope_tables
 
 TARGET = "LiteRT"
 CONTAINERS: dict[str, tuple[Container, ...]] = {
@@ -375,7 +375,7 @@ class _LiteRTBuilder:
                 g.gather(g.constant(table, f"rope.{kind}.{word}"), self._position)
                 for word, table in zip(
                     ("cos", "sin"),
-                    rope_tables(rope, self._settings.rows),
+                    rope_tables(rope, self._settings.rows, self._settings.context),
                     strict=True,
                 )
             )

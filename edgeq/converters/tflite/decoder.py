@@ -57,6 +57,7 @@ from edgeq.model.config import ModelConfig
 from edgeq.model.formulas import dense
 from edgeq.model.model import Model
 from edgeq.model.reference import CacheRounding
+from edgeq.model.rotary import default_context
 
 PREFILL = (16, 128)
 """Lengths of prompts' graphs if none are given."""
@@ -244,7 +245,9 @@ def settings(config: ModelConfig, options: Options) -> LiteRTSettings:
     """
     if options.extra:
         raise UsageError(f"the target tflite has no option {', '.join(sorted(options.extra))}")
-    context = min(config.context, MAX_CONTEXT) if options.context is None else options.context
+    context = (
+        min(default_context(config), MAX_CONTEXT) if options.context is None else options.context
+    )
     if not 2 <= context <= config.context:
         raise UsageError(f"context is {context}; this model supports 2 to {config.context} tokens")
     lengths = sorted(set(options.prefill)) or [n for n in PREFILL if n < context] or [context - 1]

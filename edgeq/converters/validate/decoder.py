@@ -53,6 +53,7 @@ from edgeq.formats.spill import Spill
 from edgeq.importers.huggingface.tokenizer import hf_tokenizer
 from edgeq.model.formulas import dense
 from edgeq.model.model import Model
+from edgeq.model.rotary import config_at
 
 _COST_ROWS = 36
 """Tokens of the text in which a cost is measured, for each step: 288 by default. The divergences
@@ -156,7 +157,9 @@ def validate_decoder(
                 passes = traced_passes(trace, max(ran.prompts, key=len), spill, long=long)
             del trace
             trim()
-            divergence = first_divergence(model, passes, ran.precision, kernels, progress=progress)
+            divergence = first_divergence(
+                ran.source, passes, ran.precision, kernels, progress=progress
+            )
             del passes
     except EdgeqError as err:
         trace_note = f"no step could be looked at: {err}"
@@ -186,6 +189,7 @@ class _Ran:
         prompts: that it continued.
         decoding: what it said after them, compared.
         cost: of its rounding; None if it rounds nothing.
+        source: the model, with the rotary positions of the target's context.
     """
 
     runtime: str
@@ -193,6 +197,7 @@ class _Ran:
     prompts: tuple[tuple[int, ...], ...]
     decoding: Decoding
     cost: Cost | None
+    source: Model
 
 
 def _run(
@@ -239,6 +244,7 @@ def _run(
         rows = read_text(runner, text, spill, clock.stepped)
     finally:
         runner.close()
+    model = replace(model, config=config_at(model.config, runner.context))
     del runner
     trim()
     decoding = Decoding(model, keep=is_small(model))
@@ -247,7 +253,7 @@ def _run(
         clock.stepped(steps + 1)
     cost = measure_cost(model, kernels, text, rows, clock.stepped) if text else None
     asked_ids = tuple(each.prompt for each in continued)
-    return _Ran(runtime, precision, asked_ids, decoding, cost)
+    return _Ran(runtime, precision, asked_ids, decoding, cost, model)
 
 
 def _release(model: Model) -> None:

@@ -52,6 +52,9 @@ class Architecture:
         norm_before, norm_after, qk_norm: see `edgeq.model.block.BlockSpec`.
         rope_layers: whether a layer, by its index, has rotary positions.
         rope_factors: a tensor ``rope_freqs.weight`` stretches the frequencies.
+        long_factors: two tensors may hold longrope's factors.
+        yarn_log: ``rope.scaling.yarn_log_multiplier`` is read, yarn's ``mscale_all_dim``.
+        temperature: queries may have a temperature that depends on the position.
         default_rope_base: base of the frequencies where the file states none; None if it must.
         local_rope_base: the same for layers with a window, where these have a base of their own.
         windows: which layers have a sliding window: "none" in llama.cpp, whatever a file says;
@@ -75,6 +78,9 @@ class Architecture:
     qk_norm: QKNorm | None = None
     rope_layers: Callable[[int], bool] = lambda layer: True
     rope_factors: bool = False
+    long_factors: bool = False
+    yarn_log: bool = False
+    temperature: bool = False
     default_rope_base: float | None = 10_000.0
     local_rope_base: float | None = None
     windows: Literal["none", "all", "period", "unsupported"] = "none"

@@ -10,39 +10,17 @@ what is assumed where a key is absent.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UnsupportedError
-from edgeq.formats.tensor import Tensor
 from edgeq.importers.gguf.architecture import Architecture
 from edgeq.importers.gguf.keys import Keys
+from edgeq.importers.gguf.rope import TensorSource, read_rope
 from edgeq.importers.unread import shown
-from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
+from edgeq.model.block import BlockSpec, RopeSpec
 from edgeq.model.config import ModelConfig
-from edgeq.model.formulas import rope_frequencies
 
-_SCALING_TYPE, _SCALING_FACTOR = "{arch}.rope.scaling.type", "{arch}.rope.scaling.factor"
-_OLD_FACTOR = "{arch}.rope.scale_linear"
 _WINDOW = "{arch}.attention.sliding_window"
 _PATTERN = "{arch}.attention.sliding_window_pattern"
-_ORIGINAL_CONTEXTS = tuple(1 << power for power in range(4, 21))
-
-
-class TensorSource(Protocol):
-    """A file's tensors by GGUF's names."""
-
-    def __contains__(self, name: str) -> bool:
-        """Whether there is a tensor of that name."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def __getitem__(self, name: str) -> Tensor:
-        """The tensor of that name."""
 
 
 def read_config(keys: Keys, family: str, arch: Architecture, source: TensorSource) -> ModelConfig:
@@ -104,7 +82,7 @@ def _read_blocks(
     head_dim: int,
     context: int,
 ) -> tuple[BlockSpec, ...]:
-    rope = _read_rope(keys, arch, source, head_dim)
+    rope = read_rope(keys, arch, source, head_dim, context)
     local = rope
     if arch.local_rope_base is not None:
         base = keys.number("{arch}.rope.freq_base_swa", arch.local_rope_base)
@@ -173,68 +151,3 @@ def _window_layers(
         return tuple(pattern)
     period = keys.count(_PATTERN, arch.window_period)
     return tuple((i + 1) % period != 0 for i in range(layers))
-
-
-def _read_rope(keys: Keys, arch: Architecture, source: TensorSource, head_dim: int) -> RopeSpec:
-    """The rotary embedding of layers that see all positions."""
-    base = keys.number("{arch}.rope.freq_base", arch.default_rope_base) or 10_000.0
-    dim = keys.count("{arch}.rope.dimension_count", head_dim)
-    if dim != head_dim and not arch.partial_rope:
-        raise UnsupportedError(
-            f"{keys.path}: {arch.name}.rope.dimension_count is {dim} and heads have {head_dim} "
-            f"dimensions; in the {arch.name} architecture all of them rotate"
-        )
-    rope = RopeSpec(base, dim, _rope_scaling(keys))
-    for name in ("rope_factors_long.weight", "rope_factors_short.weight"):
-        if name in source:
-            raise UnsupportedError(
-                f"{keys.path}: the tensor {name} stretches rotary positions by the longrope "
-                "method, which edgeq does not compute; it computes none, linear and Llama 3.1's"
-            )
-    if "rope_freqs.weight" not in source or not arch.rope_factors:
-        return rope  # of another architecture llama.cpp reads no such tensor, and nor does edgeq
-    factors = source["rope_freqs.weight"].numpy()
-    scaling = _llama3_scaling(rope, factors)
-    if scaling is not None and rope.scaling is not None:
-        raise UnsupportedError(
-            f"{keys.path} stretches rotary positions twice, by {keys.name(_SCALING_FACTOR)} and by "
-            "the tensor rope_freqs.weight; edgeq computes one of them"
-        )
-    whole = factors.shape == (dim // 2,)
-    if scaling is None and not (whole and (factors == 1).all()):
-        raise UnsupportedError(
-            f"{keys.path}: rope_freqs.weight holds frequency factors other than those of Llama 3.1;"
-            " import the Hugging Face checkpoint instead"
-        )
-    return rope if scaling is None else replace(rope, scaling=scaling)
-
-
-def _rope_scaling(keys: Keys) -> RopeScaling | None:
-    """Linear stretching; where a factor is given without a type, the type is linear."""
-    kind = keys.get(_SCALING_TYPE, "linear")
-    old = keys.number(_OLD_FACTOR, 0.0)
-    factor = keys.number(_SCALING_FACTOR, old)
-    if kind == "none":
-        return None
-    if kind != "linear":
-        raise UnsupportedError(
-            f"{keys.path}: {keys.name(_SCALING_TYPE)} is {shown(kind)}, which edgeq does not "
-            "compute; it computes none and linear"
-        )
-    return RopeScaling("linear", factor) if factor not in (0.0, 1.0) else None
-
-
-def _llama3_scaling(rope: RopeSpec, factors: NDArray[np.float32]) -> RopeScaling | None:
-    """Find Llama 3.1's numbers behind the frequency divisors that GGUF stores instead."""
-    if factors.shape != (rope.dim // 2,) or not np.isfinite(factors).all():
-        return None
-    if (factors == 1).all() or factors.max() <= 0:
-        return None
-    plain = rope_frequencies(replace(rope, scaling=None))
-    # most files are of Llama 3.1 itself
-    for original in sorted(_ORIGINAL_CONTEXTS, key=lambda context: context != 8192):
-        scaling = RopeScaling("llama3", float(factors.max()), original_context=original)
-        stretched = rope_frequencies(replace(rope, scaling=scaling))
-        if np.allclose(plain / stretched, factors, rtol=1e-4):
-            return scaling
-    return None

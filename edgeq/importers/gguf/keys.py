@@ -28,7 +28,7 @@ _HARMLESS = frozenset(
 _ONLY: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.temperature_scale": (0,),
-    "rope.scaling.yarn_ext_factor": (0, -1),  # by any other llama.cpp mixes in YaRN's frequencies
+    "rope.scaling.yarn_ext_factor": (0, -1),  # by any other llama.cpp mixes in yarn's frequencies
     "tensor_data_layout": ("Meta AI original pth", "reference"),
 }
 """Keys that are harmless at these values alone."""

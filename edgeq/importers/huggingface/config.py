@@ -19,6 +19,7 @@ from edgeq.importers.huggingface.family import Family, Shape
 from edgeq.importers.huggingface.keys import check_classes, check_unread
 from edgeq.importers.huggingface.quantized import KEYS, read_quantization
 from edgeq.importers.huggingface.quantized.layout import Layout
+from edgeq.importers.huggingface.rope import stretched_context
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.json_object import read_json
 from edgeq.importers.unread import shown
@@ -144,6 +145,7 @@ def model_config(
     head_dim = values.count("head_dim") if own else hidden // heads
     context = values.count("max_position_embeddings")
     blocks = family.blocks(values, Shape(layers, hidden, heads, head_dim, context))
+    context = stretched_context(values, context, blocks)
     query_dim = values.number(family.query_scale_key) if family.query_scale_key else head_dim
     return ModelConfig(
         family=family.name,

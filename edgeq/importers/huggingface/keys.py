@@ -32,7 +32,8 @@ _COMMON = unread.word_set(
     max_length max_seq_len max_seq_length max_sequence_length model_max_length seq_length
     seq_len n_ctx n_positions original_max_position_embeddings dual_chunk_attention_config
     vision_config audio_config mm_tokens_per_image boi_token_index eoi_token_index
-    image_token_index tensor_parallel_size use_flash_attn use_flash_attention
+    image_token_index multimodal_projector_bias projector_hidden_act spatial_merge_size
+    vision_feature_layer tensor_parallel_size use_flash_attn use_flash_attention
     use_flash_attention_2 use_sdpa
     """
 )

@@ -10,22 +10,30 @@ Source: modeling_rope_utils.py and the configuration classes of Transformers 5.2
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.huggingface.family import Shape
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.unread import is_off, refusal, shown
-from edgeq.model.block import RopeScaling, RopeSpec
+from edgeq.model.block import MAX_SIZE, BlockSpec, RopeScaling, RopeSpec
+from edgeq.model.rotary import longrope_attention_factor, yarn_attention_factor
 
 _PARTIAL = "partial_rotary_factor"
 _ORIGINAL = "original_max_position_embeddings"
+_FACTORS = ("short_factor", "long_factor")
 _KEYS_OF_KINDS = {
     "default": frozenset(),
     "linear": frozenset(("factor",)),
-    "llama3": frozenset(("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL)),
-}
+    "llama3": frozenset(("factor", "low_freq_factor", "high_freq_factor")),
+    "dynamic": frozenset(("factor",)),
+    "yarn": frozenset((
+        "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
+        "truncate",
+    )),
+    "longrope": frozenset(("factor", "attention_factor", *_FACTORS)),
+}  # fmt: skip
 _HARMLESS = frozenset(("rope_type", "type", "rope_theta", _PARTIAL, _ORIGINAL, "finetuned"))
 
 
@@ -35,7 +43,9 @@ def read_rope(
     *,
     base: float = 10_000.0,
     kinds: Sequence[str] = tuple(_KEYS_OF_KINDS),
+    aliases: Mapping[str, str] = {},
     partial: bool = False,
+    known: Collection[str] = (),
 ) -> RopeSpec:
     """Read the rotary settings that all layers share.
 
@@ -44,14 +54,15 @@ def read_rope(
         shape: its sizes.
         base: of the frequencies, where the file states none.
         kinds: the values of ``rope_type`` that are supported for the family.
+        aliases: further values of it, and which of ``kinds`` they stand for.
         partial: whether the family's classes read ``partial_rotary_factor``.
+        known: further keys of the object, which the family's file reads.
 
     Raises:
         FormatError: a value is missing or impossible.
         UnsupportedError: a rotary type or key that edgeq does not compute.
     """
-    flat, nested = read_settings(values, "rope_scaling"), read_settings(values, "rope_parameters")
-    name, settings = ("rope_scaling", flat) if flat else ("rope_parameters", nested)
+    name, settings = rope_settings(values)
     beside = values.raw.get("rope_theta", base)
     values.read.add("rope_theta")
     theta = values.check_number("rope_theta", settings.get("rope_theta", beside))
@@ -60,8 +71,15 @@ def read_rope(
         share = _rotated_share(values, settings)
     else:
         check_whole_heads(values, name, settings)
-    scaling = read_scaling(values, name, settings, kinds)
-    return RopeSpec(theta, int(shape.head_dim * share), scaling)
+    dim = int(shape.head_dim * share)
+    scaling = read_scaling(values, name, settings, shape, dim, kinds, aliases, known)
+    return RopeSpec(theta, dim, scaling)
+
+
+def rope_settings(values: Values) -> tuple[str, dict[str, Any]]:
+    """The rotary settings that all layers share, and the name of the object they are in."""
+    flat, nested = read_settings(values, "rope_scaling"), read_settings(values, "rope_parameters")
+    return ("rope_scaling", flat) if flat else ("rope_parameters", nested)
 
 
 def read_settings(
@@ -95,7 +113,15 @@ def check_whole_heads(values: Values, name: str, settings: Mapping[str, Any]) ->
 
 
 def read_scaling(
-    values: Values, name: str, settings: Mapping[str, Any], kinds: Sequence[str]
+    values: Values,
+    name: str,
+    settings: Mapping[str, Any],
+    shape: Shape,
+    dim: int,
+    kinds: Sequence[str],
+    aliases: Mapping[str, str] = {},
+    known: Collection[str] = (),
+    inside_only: bool = False,
 ) -> RopeScaling | None:
     """How frequencies are stretched, from one object of rotary settings.
 
@@ -103,38 +129,134 @@ def read_scaling(
         values: the configuration.
         name: of the object, for messages.
         settings: its keys.
+        shape: the model's sizes.
+        dim: how many dimensions of a head rotate.
         kinds: supported values of ``rope_type``.
+        aliases: further values of it, and which of ``kinds`` they stand for.
+        known: further keys of the object, which the family's file reads.
+        inside_only: whether the original context is read inside the object alone, as Transformers
+            does where each kind of layer has an object of its own.
 
     Raises:
         FormatError: a value is missing or impossible.
         UnsupportedError: another kind, or a key that edgeq does not compute.
     """
     kind = settings.get("rope_type", settings.get("type", "default"))
+    if isinstance(kind, str):
+        kind = aliases.get(kind, kind)
     if not isinstance(kind, str) or kind not in kinds:
         raise UnsupportedError(
             f"{values.path}: rope_type in {name} is {shown(kind)}, which edgeq does not compute "
-            f"for this family; it computes {', '.join(kinds)}"
+            f"for this family; it computes {', '.join((*kinds, *aliases))}"
         )
     needed = _KEYS_OF_KINDS[kind]
     others = {
         f"{name}.{key}": value
         for key, value in settings.items()
-        if key not in needed and key not in _HARMLESS and not is_off(key, value)
-    }
+        if key not in needed and key not in _HARMLESS and key not in known
+        and not is_off(key, value)
+    }  # fmt: skip
     if others:
         raise UnsupportedError(f"{values.path}: {refusal(others)}")
     if kind == "default":
         return None
+    if kind == "longrope":
+        original = _original_context(values, settings, inside_only)
+        return _longrope(values, settings, shape, dim, original)
+    if kind == "yarn":
+        return _yarn(values, settings, shape, _original_context(values, settings, inside_only))
     factor = values.check_number("rope factor", settings.get("factor"))
     if kind == "linear":
         return RopeScaling("linear", factor)
+    if kind == "dynamic":
+        return RopeScaling("dynamic", factor, original_context=shape.context)
     low = values.check_number("low_freq_factor", settings.get("low_freq_factor"))
     high = values.check_number("high_freq_factor", settings.get("high_freq_factor"))
     if high <= low:
         raise FormatError(
             f"{values.path}: high_freq_factor {high} must be above low_freq_factor {low}"
         )
-    return RopeScaling("llama3", factor, low, high, _original_context(values, settings))
+    return RopeScaling(
+        "llama3", factor, low, high, _original_context(values, settings, inside_only)
+    )
+
+
+def _yarn(values: Values, settings: Mapping[str, Any], shape: Shape, original: int) -> RopeScaling:
+    factor = _ratio(values, settings, shape, original)
+    told = settings.get("attention_factor")
+    if told is None:
+        numerator, denominator = settings.get("mscale"), settings.get("mscale_all_dim")
+        if numerator and denominator:
+            told = yarn_attention_factor(
+                factor,
+                values.check_number("mscale", numerator),
+                values.check_number("mscale_all_dim", denominator),
+            )
+        else:
+            told = yarn_attention_factor(factor)
+    truncate = settings.get("truncate", True)
+    if not isinstance(truncate, bool):
+        raise FormatError(f"{values.path}: truncate is {shown(truncate)}; it must be true or false")
+    fast, slow = settings.get("beta_fast") or 32, settings.get("beta_slow") or 1
+    return RopeScaling(
+        "yarn",
+        factor,
+        original_context=original,
+        attention_factor=values.check_number("attention_factor", told),
+        beta_fast=values.check_number("beta_fast", fast),
+        beta_slow=values.check_number("beta_slow", slow),
+        truncate=truncate,
+    )
+
+
+def _longrope(
+    values: Values, settings: Mapping[str, Any], shape: Shape, dim: int, original: int
+) -> RopeScaling:
+    factor = _ratio(values, settings, shape, original)
+    told = settings.get("attention_factor")
+    if told is None:
+        told = longrope_attention_factor(factor, original)
+    lists = []
+    for key in _FACTORS:
+        factors = settings.get(key)
+        if not isinstance(factors, list) or len(factors) != dim // 2:
+            raise FormatError(
+                f"{values.path}: {key} is {shown(factors)}; it must list a number for each of "
+                f"{dim // 2} rotated pairs"
+            )
+        lists.append(tuple(values.check_number(key, one) for one in factors))
+    return RopeScaling(
+        "longrope",
+        factor,
+        original_context=original,
+        attention_factor=values.check_number("attention_factor", told),
+        short_factors=lists[0],
+        long_factors=lists[1],
+    )
+
+
+def _ratio(values: Values, settings: Mapping[str, Any], shape: Shape, original: int) -> float:
+    """The factor, which is that between the two contexts where none is given."""
+    factor = settings.get("factor")
+    return values.check_number(
+        "rope factor", shape.context / original if factor is None else factor
+    )
+
+
+def stretched_context(values: Values, context: int, blocks: Sequence[BlockSpec]) -> int:
+    """The longest sequence that a model was made for, stretching included.
+
+    ``max_position_embeddings`` already says so, but for two kinds: dynamic stretches from there
+    on, and instructions for yarn (Qwen's) leave it as it is and state the original context.
+    """
+    reached = [context]
+    inside = rope_settings(values)[1].get(_ORIGINAL)
+    told = inside is not None or values.raw.get(_ORIGINAL) is not None
+    for block in blocks:
+        scaling = block.rope.scaling if block.rope else None
+        if scaling and (scaling.kind == "dynamic" or (scaling.kind == "yarn" and told)):
+            reached.append(int(scaling.original_context * scaling.factor))
+    return min(max(reached), MAX_SIZE)
 
 
 def _rotated_share(values: Values, settings: Mapping[str, Any]) -> float:
@@ -147,7 +269,7 @@ def _rotated_share(values: Values, settings: Mapping[str, Any]) -> float:
     return share
 
 
-def _original_context(values: Values, settings: Mapping[str, Any]) -> int:
+def _original_context(values: Values, settings: Mapping[str, Any], inside_only: bool) -> int:
     """The context before stretching, which files state in either of two places."""
     inside, beside = settings.get(_ORIGINAL), values.get(_ORIGINAL)
     if inside is not None and beside is not None and inside != beside:
@@ -155,7 +277,11 @@ def _original_context(values: Values, settings: Mapping[str, Any]) -> int:
             f"{values.path}: {_ORIGINAL} is {shown(inside)} inside the rotary settings and "
             f"{shown(beside)} beside them; keep the one the model was trained with"
         )
-    original = beside if inside is None else inside
-    if original is None:
-        original = values.get("max_position_embeddings")
-    return int(values.check_number(_ORIGINAL, original))
+    context = values.get("max_position_embeddings")
+    if inside is None and inside_only and beside not in (None, context):
+        raise UnsupportedError(
+            f"{values.path}: {_ORIGINAL} is {shown(beside)} beside the rotary settings, where "
+            "Transformers does not read it for this family; put it inside them"
+        )
+    told = beside if inside is None else inside
+    return int(values.check_number(_ORIGINAL, context if told is None else told))

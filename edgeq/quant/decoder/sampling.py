@@ -22,8 +22,9 @@ from edgeq.formats.tensor import Tensor
 from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import decoder
-from edgeq.model.formulas import Array, apply_rope, rope_tables
+from edgeq.model.formulas import Array, apply_rope
 from edgeq.model.model import Model
+from edgeq.model.rotary import rope_tables
 from edgeq.quant.decoder.fixed_order import FixedOrderReference
 from edgeq.quant.kernels.products import product, products, softmax
 from edgeq.quant.rounders.qparams import check_finite

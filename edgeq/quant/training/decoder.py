@@ -13,7 +13,7 @@ from typing import Any
 from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import head_in, layer
-from edgeq.model.formulas import rope_tables
+from edgeq.model.rotary import rope_tables
 
 Weights = Mapping[str, Any]
 """Tensor name -> float32 torch tensor."""

@@ -150,7 +150,7 @@ CACHE = _record(
 ATTENTION = _record(
     "heads", "kv_heads", "dim",
     "rope_half",  # pairs of dimensions that are rotated; 0 for no rotary embedding
-    "cos", "sin",  # float32 [context, rope_half]
+    "cos_q", "sin_q", "cos_k", "sin_k",  # float32 [context, rope_half]
     "window",  # positions a token sees, itself included; 0 for all
     "norm_q", "norm_k",  # weights of the norms of queries and keys, or 0
     "norm_spans_heads",  # whether one norm spans all heads, rather than each its own

@@ -55,7 +55,7 @@ def _room_for_queries(layer, work, tokens):
 
 
 @compiled
-def _copy_head(program, layer, row, head, heads, norm, position, target):
+def _copy_head(program, layer, row, head, heads, norm, cos, sin, position, target):
     """Copy one head of q or k from its row to ``target``, normed and rotated.
 
     Args:
@@ -63,6 +63,7 @@ def _copy_head(program, layer, row, head, heads, norm, position, target):
         row: address of float32 [heads, D].
         head, heads: which of how many.
         norm: address of the norm's weight, or 0.
+        cos, sin: addresses of the rotary tables, or 0.
         position: of the token.
         target: address of float32 [D].
     """
@@ -76,7 +77,7 @@ def _copy_head(program, layer, row, head, heads, norm, position, target):
     else:
         copy_row(source, target, dim)
     at = position * layer.rope_half * _F32
-    rotate(target, layer.cos + at, layer.sin + at, layer.rope_half)
+    rotate(target, cos + at, sin + at, layer.rope_half)
 
 
 @compiled
@@ -96,7 +97,7 @@ def _fill_queries(program, layer, cache, head, q, position, queries):
             target = values.address + row * values.stride
             # fmt: off
             _copy_head(program, layer, at, head * group + g, layer.heads, layer.norm_q,
-                       position + t, target)
+                       layer.cos_q, layer.sin_q, position + t, target)
             # fmt: on
             first = codes.address + row * codes.stride
             if cache.bits == 4:
@@ -113,7 +114,10 @@ def _append(program, layer, cache, head, k, v, position, work):
 
     For a cache of 4 bits the value is multiplied by a Hadamard matrix where it lies.
     """
-    _copy_head(program, layer, k, head, layer.kv_heads, layer.norm_k, position, work.key)
+    # fmt: off
+    _copy_head(program, layer, k, head, layer.kv_heads, layer.norm_k, layer.cos_k, layer.sin_k,
+               position, work.key)
+    # fmt: on
     value = v + head * layer.dim * _F32
     if cache.bits == 4:
         hadamard(work.key, layer.dim)

@@ -20,10 +20,10 @@ from edgeq.importers.gguf import importer
 from edgeq.importers.gguf.blocks import quant_rows
 from edgeq.importers.gguf.file import TENSOR_TYPES, open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
-from edgeq.model.block import RopeScaling
-from edgeq.model.formulas import rope_frequencies
+from edgeq.model.block import RopeScaling, RopeSpec
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
+from edgeq.model.rotary import rope_frequencies
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need
 from tests.families import FAMILIES, random_model, tiny_config, windows
@@ -31,7 +31,7 @@ from tests.families import FAMILIES, random_model, tiny_config, windows
 gguf = pytest.importorskip("gguf")
 
 TYPE_NAMES = tuple(name for name, _, _ in TENSOR_TYPES.values())
-INTERLEAVED = ("llama", "smollm3")
+INTERLEAVED = ("llama", "smollm3", "mistral3")
 """Architectures whose rows of q and k llama.cpp's converter puts in interleaved order."""
 
 
@@ -61,7 +61,7 @@ def write(
 ) -> None:
     """A GGUF file of a model, as llama.cpp's converter would write it."""
     c = model.config
-    arch = "llama" if c.family == "mistral" else c.family
+    arch = {"mistral": "llama", "ministral3": "mistral3"}.get(c.family, c.family)
     rope = next((block.rope for block in c.blocks if block.rope and not block.window), c.ropes[0])
     keys: dict[str, Any] = {
         "block_count": c.layers, "embedding_length": c.hidden, "feed_forward_length": c.ffn,
@@ -74,6 +74,7 @@ def write(
         keys["attention.sliding_window"] = window
     if rope.scaling and rope.scaling.kind == "linear":
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.scaling.factor}
+    keys |= stretching(rope)
     keys = {f"{arch}.{key}": value for key, value in keys.items()}
     arrays = {name: t.numpy() for name, t in model.tensors.items()}
     if c.norm_offset:
@@ -91,6 +92,10 @@ def write(
             gate = renamed.pop(f"blk.{i}.ffn_gate.weight")
             up = renamed[f"blk.{i}.ffn_up.weight"]
             renamed[f"blk.{i}.ffn_up.weight"] = np.concatenate([gate, up])
+    if rope.scaling and rope.scaling.kind == "longrope":
+        for name in ("long", "short"):
+            factors = np.array(getattr(rope.scaling, f"{name}_factors"), np.float32)
+            renamed[f"rope_factors_{name}.weight"] = factors
     if rope.scaling and rope.scaling.kind == "llama3":
         factors = rope_frequencies(replace(rope, scaling=None)) / rope_frequencies(rope)
         renamed["rope_freqs.weight"] = factors.astype(np.float32)
@@ -105,6 +110,24 @@ def write(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def stretching(rope: RopeSpec) -> dict[str, Any]:
+    """The keys that the converters for Qwen, Phi-3 and Ministral 3 write."""
+    scaling = rope.scaling
+    if scaling is None or scaling.kind not in ("yarn", "longrope"):
+        return {}
+    keys: dict[str, Any] = {"rope.scaling.original_context_length": scaling.original_context}
+    if scaling.kind == "longrope":
+        return keys | {"rope.scaling.attn_factor": float(scaling.attention_factor)}
+    keys |= {"rope.scaling.type": "yarn", "rope.scaling.factor": scaling.factor}
+    if rope.temperature:
+        keys |= {
+            "attention.temperature_scale": rope.temperature,
+            "rope.scaling.yarn_beta_fast": scaling.beta_fast,
+            "rope.scaling.yarn_log_multiplier": 1.0,
+        }
+    return keys
 
 
 def add(writer: Any, key: str, value: Any) -> None:

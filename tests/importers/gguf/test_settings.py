@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from tests.real_models import SMOLLM2, real_model
 gguf = pytest.importorskip("gguf")
 
 TOKENS = np.arange(40) * 7 % 101
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "phi3", "smollm3", "olmo2")
+ARCHITECTURES = ("llama", "mistral3", "qwen2", "qwen3", "gemma3", "phi3", "smollm3", "olmo2")
 
 
 def model_of(arch: str, **over: Any) -> Model:
     """A model of an architecture, plain enough that a file can say all of it."""
     plain: dict[str, Any] = {"rope_scaling": None, "context": 64}
+    if arch == "mistral3":
+        arch, plain = "ministral3", {**plain, "rope_temperature": 0.0}
     if arch == "gemma3":
         plain |= {"attn_scale": 12**-0.5, "window": 5, "window_layers": (True, True, False)}
     return random_model(tiny_config(arch, **(plain | over)))
@@ -122,8 +125,16 @@ def test_rotary_stretching(
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"{a}.rope.scaling.type": "yarn", "{a}.rope.scaling.factor": 4.0}, "scaling.type is 'yarn'"),
-    ({"{a}.rope.scaling.type": "longrope"}, "scaling.type is 'longrope'"),
+    ({"{a}.rope.scaling.type": "dynamic", "{a}.rope.scaling.factor": 4.0}, "type is 'dynamic'"),
+    ({"{a}.rope.scaling.type": "longrope"}, "rope_factors_short.weight is missing|the longrope"),
+    (
+        {
+            "{a}.rope.scaling.type": "yarn",
+            "{a}.rope.scaling.factor": 4.0,
+            "{a}.rope.scaling.yarn_ext_factor": 0.5,
+        },
+        r"yarn_ext_factor is 0\.5|type is 'yarn'",
+    ),
     ({"{a}.rope.scaling.attn_factor": 1.2}, r"rope.scaling.attn_factor is 1\.2"),
     ({"{a}.rope.scaling.yarn_log_multiplier": 0.1}, r"yarn_log_multiplier is 0\.1"),
     ({"{a}.rope.dimension_sections": [2, 2, 2, 0]}, "rope.dimension_sections is"),
@@ -135,8 +146,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"{a}.attention.key_length_mla": 8}, "attention.key_length_mla is 8"),
     ({"{a}.attention.layer_norm_epsilon": 1e-3}, "attention.layer_norm_epsilon is 0.001"),
     ({"{a}.attention.shared_kv_layers": 1}, "attention.shared_kv_layers is 1"),
-    ({"{a}.attention.temperature_scale": 0.1}, r"temperature_scale is 0\.1"),
-    ({"{a}.attention.temperature_scale": 1.0}, r"temperature_scale is 1\.0"),
     ({"{a}.rope.scaling.yarn_ext_factor": 1.0}, r"yarn_ext_factor is 1\.0"),
     ({"{a}.attn_logit_softcapping": 50.0}, r"attn_logit_softcapping is 50\.0"),
     ({"{a}.final_logit_softcapping": 30.0}, r"final_logit_softcapping is 30\.0"),
@@ -177,13 +186,65 @@ def test_what_is_not_understood_is_refused_by_name(
         load(file_of(tmp_path, arch, keys))
 
 
+@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch != "mistral3"])
+def test_temperatures_of_other_architectures_than_mistral3(tmp_path: Path, arch: str) -> None:
+    for scale in (0.1, 1.0):
+        with pytest.raises(UnsupportedError, match=rf"temperature_scale is {scale}"):
+            load(file_of(tmp_path, arch, {"{a}.attention.temperature_scale": scale}))
+
+
+YARN = RopeScaling("yarn", 4.0, original_context=16, attention_factor=0.1 * math.log(4.0) + 1)
+LONGROPE = RopeScaling(
+    "longrope", 4.0, original_context=16, attention_factor=1.25,
+    short_factors=(1.0, 1.5, 2.0, 4.5), long_factors=(1.0, 2.0, 5.0, 7.5),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch != "gemma3"])
+def test_yarn(tmp_path: Path, arch: str) -> None:
+    model = model_of(arch, rope_scaling=YARN)
+    assert_computes(file_of(tmp_path, arch, model=model), model)
+    further = {"{a}.rope.scaling.attn_factor": 1.5, "{a}.rope.scaling.yarn_beta_slow": 0.5}
+    scaling = replace(YARN, attention_factor=1.5 * YARN.attention_factor, beta_slow=0.5)
+    path = file_of(tmp_path, arch, further, model=model)
+    assert_computes(path, model_of(arch, rope_scaling=scaling))
+
+
+def test_yarn_and_temperature_of_ministral3(tmp_path: Path) -> None:
+    model = model_of("mistral3", rope_scaling=replace(YARN, attention_factor=1.0),
+                     rope_temperature=0.25)  # fmt: skip
+    path = file_of(tmp_path, "mistral3", model=model)
+    assert load(path).config.blocks == model.config.blocks
+    assert_computes(path, model)
+
+
+def test_longrope_of_phi3(tmp_path: Path) -> None:
+    model = model_of("phi3", rope_scaling=LONGROPE)
+    path = file_of(tmp_path, "phi3", model=model)
+    assert load(path).config.blocks == model.config.blocks
+    assert_computes(path, model)
+    twice = file_of(tmp_path, "phi3", {"{a}.rope.scaling.factor": 2.0}, model=model)
+    with pytest.raises(UnsupportedError, match="stretches rotary positions twice"):
+        load(twice)
+    tensors = {"rope_factors_short.weight": np.ones(3, np.float32)}
+    with pytest.raises(EdgeqError, match=r"rope_factors_long.weight|must hold a number above 0 fo"):
+        load(file_of(tmp_path, "phi3", tensors=tensors))
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "gemma3"])
+def test_longrope_of_architectures_without_it(tmp_path: Path, arch: str) -> None:
+    tensors = {f"rope_factors_{name}.weight": np.ones(6, np.float32) for name in ("long", "short")}
+    with pytest.raises(UnsupportedError, match=f"longrope method.* not compute for the {arch}"):
+        load(file_of(tmp_path, arch, tensors=tensors))
+
+
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma3", "smollm3", "olmo2"])
 def test_heads_that_rotate_in_part(tmp_path: Path, arch: str) -> None:
     with pytest.raises(UnsupportedError, match="dimension_count is 6 and heads have 12"):
         load(file_of(tmp_path, arch, {"{a}.rope.dimension_count": 6}))
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize("arch", ["llama", "mistral3", "qwen2", "qwen3", "smollm3"])
 def test_windows_of_architectures_without_one(tmp_path: Path, arch: str) -> None:
     key = "{a}.attention.sliding_window"
     with pytest.raises(UnsupportedError, match=f"{arch}.attention.sliding_window is 16"):

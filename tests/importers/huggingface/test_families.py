@@ -44,9 +44,8 @@ def test_no_two_families_share_a_name() -> None:
 def test_defaults_are_those_of_transformers(name: str) -> None:
     transformers = pytest.importorskip("transformers")
     family = FAMILIES[name]
-    config = transformers.AutoConfig.for_model(family.model_types[0])
-    if family.text_config:
-        config = getattr(config, family.text_config)
+    # of a model that also sees, the last type is that of its decoder
+    config = transformers.AutoConfig.for_model(family.model_types[-1 if family.text_config else 0])
     for key, value in family.defaults.items():
         private = "_" + key  # as Transformers keeps what it has no public name for anymore
         theirs = getattr(config, key) if hasattr(config, key) else getattr(config, private)
@@ -62,11 +61,12 @@ def test_classes_are_those_of_transformers(name: str) -> None:
 @pytest.mark.parametrize("name", GGUF_FAMILIES)
 def test_gguf_names_are_those_of_the_gguf_package(name: str) -> None:
     gguf = pytest.importorskip("gguf")
-    arch = FAMILIES[name].gguf
+    family = GGUF_FAMILIES[name]
+    arch = family.gguf
     assert arch is not None
     number = next(key for key, text in gguf.MODEL_ARCH_NAMES.items() if text == arch.name)
     known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[number]}
-    config = tiny_config(name, tied=False)
+    config = tiny_config(family.name, tied=False)
     names = [arch.tensor_name(n) for n, _ in (*config.linears(), *config.norms())]
     written = {re.sub(r"^blk\.\d+\.", "blk.{bid}.", n.removesuffix(".weight")) for n in names}
     assert written <= known

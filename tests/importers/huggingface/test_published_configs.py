@@ -25,6 +25,15 @@ USUAL: dict[str, Any] = {
     "transformers_version": "4.45.0.dev0",
     "use_cache": True,
 }
+SLOW = [
+    1.0, 1.118320672, 1.250641126, 1.398617824, 1.564103225, 1.74916897, 1.956131817, 2.187582649,
+    2.446418898, 2.735880826, 3.059592084, 3.421605075, 3.826451687, 4.279200023, 4.785517845,
+    5.351743533, 5.984965424, 6.693110555, 7.485043894, 8.370679318, 9.36110372, 10.4687158,
+    11.70738129, 13.09260651, 14.64173252, 16.37415215, 18.31155283, 20.47818807, 22.90118105,
+    25.61086418, 28.64115884, 32.03, 32.1, 32.13, 32.23, 32.6, 32.61, 32.64, 32.66, 32.7, 32.71,
+    32.93, 32.97, 33.28, 33.49, 33.5, 44.16, 47.77,
+]  # fmt: skip
+"""Phi-4-mini's factors for long sequences."""
 PUBLISHED: dict[str, dict[str, Any]] = {
     "SmolLM2-135M-Instruct": USUAL | {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": False,
@@ -113,6 +122,64 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "rope_scaling": None, "rope_theta": 10000.0, "sliding_window": 2047,
         "tie_word_embeddings": False, "vocab_size": 32064,
     },
+    "Phi-3-mini-128k-instruct": USUAL | {
+        "_name_or_path": "Phi-3-mini-128k-instruct", "architectures": ["Phi3ForCausalLM"],
+        "attention_bias": False,
+        "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config",
+                     "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},
+        "bos_token_id": 1, "embd_pdrop": 0.0, "eos_token_id": 32000, "hidden_size": 3072,
+        "intermediate_size": 8192, "max_position_embeddings": 131072, "model_type": "phi3",
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+        "original_max_position_embeddings": 4096, "pad_token_id": 32000, "resid_pdrop": 0.0,
+        "rope_scaling": {"long_factor": SLOW, "short_factor": [1.05] * 48, "type": "su"},
+        "rope_theta": 10000.0, "sliding_window": 262144, "tie_word_embeddings": False,
+        "vocab_size": 32064,
+    },
+    "Phi-4-mini-instruct": USUAL | {
+        "architectures": ["Phi3ForCausalLM"], "attention_bias": False,
+        "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config",
+                     "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+                     "AutoTokenizer": "Xenova/gpt-4o"},
+        "bos_token_id": 199999, "embd_pdrop": 0.0, "eos_token_id": 199999, "full_attn_mod": 1,
+        "hidden_size": 3072, "intermediate_size": 8192, "interpolate_factor": 1,
+        "lm_head_bias": False, "max_position_embeddings": 131072, "mlp_bias": False,
+        "model_type": "phi3", "num_attention_heads": 24, "num_hidden_layers": 32,
+        "num_key_value_heads": 8, "original_max_position_embeddings": 4096,
+        "pad_token_id": 199999, "partial_rotary_factor": 0.75, "resid_pdrop": 0.0,
+        "rope_scaling": {"long_factor": SLOW, "short_factor": [1.0] * 48, "type": "longrope"},
+        "rope_theta": 10000.0, "sliding_window": 262144, "vocab_size": 200064,
+    },
+    "Qwen3-4B with yarn": USUAL | {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False,
+        "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_size": 2560,
+        "intermediate_size": 9728, "max_position_embeddings": 40960, "max_window_layers": 36,
+        "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0,
+                         "original_max_position_embeddings": 32768},
+        "rope_theta": 1000000, "sliding_window": None, "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "Ministral-3-3B-Instruct-2512-BF16": {
+        "architectures": ["Mistral3ForConditionalGeneration"], "dtype": "bfloat16",
+        "image_token_index": 10, "model_type": "mistral3", "multimodal_projector_bias": False,
+        "projector_hidden_act": "gelu", "spatial_merge_size": 2,
+        "text_config": {
+            "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "head_dim": 128,
+            "hidden_act": "silu", "hidden_size": 3072, "initializer_range": 0.02,
+            "intermediate_size": 9216, "max_position_embeddings": 262144,
+            "model_type": "ministral3", "num_attention_heads": 32, "num_hidden_layers": 26,
+            "num_key_value_heads": 8, "pad_token_id": 11, "rms_norm_eps": 1e-05,
+            "rope_parameters": {
+                "beta_fast": 32.0, "beta_slow": 1.0, "factor": 16.0, "llama_4_scaling_beta": 0.1,
+                "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 16384,
+                "rope_theta": 1000000.0, "rope_type": "yarn", "type": "yarn",
+            },
+            "sliding_window": None, "tie_word_embeddings": True, "use_cache": True,
+            "vocab_size": 131072,
+        },
+        "transformers_version": "5.0.0.dev0", "vision_config": {"model_type": "pixtral"},
+        "vision_feature_layer": -1,
+    },
     "OLMo-2-0425-1B": {
         "architectures": ["Olmo2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
         "eos_token_id": 100257, "hidden_act": "silu", "hidden_size": 2048,
@@ -138,11 +205,26 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 WINDOWS = {"Mistral-7B-v0.1": 4096, "gemma-3-270m": 512, "gemma-3-4b-it": 1024,
-           "Phi-3-mini-4k-instruct": 2047}  # fmt: skip
+           "Phi-3-mini-4k-instruct": 2047, "Phi-3-mini-128k-instruct": 262144,
+           "Phi-4-mini-instruct": 262144}  # fmt: skip
 STRETCHED = {
     "Llama-3.2-1B-Instruct": RopeScaling("llama3", 32.0, 1.0, 4.0, 8192),
     "gemma-3-4b-it": RopeScaling("linear", 8.0),
-}
+    "Phi-3-mini-128k-instruct": RopeScaling(
+        "longrope", 32.0, original_context=4096, attention_factor=(1 + 5 / 12) ** 0.5,
+        short_factors=(1.05,) * 48, long_factors=tuple(SLOW),
+    ),
+    "Phi-4-mini-instruct": RopeScaling(
+        "longrope", 32.0, original_context=4096, attention_factor=(1 + 5 / 12) ** 0.5,
+        short_factors=(1.0,) * 48, long_factors=tuple(SLOW),
+    ),
+    "Qwen3-4B with yarn": RopeScaling(
+        "yarn", 4.0, original_context=32768, attention_factor=1.138629436111989,
+    ),
+    "Ministral-3-3B-Instruct-2512-BF16": RopeScaling("yarn", 16.0, original_context=16384),
+}  # fmt: skip
+CONTEXTS = {"Qwen3-4B with yarn": 131072}
+"""Of models that reach further than their max_position_embeddings."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -152,6 +234,8 @@ def test_published_files_are_read(tmp_path: Path, name: str) -> None:
     assert {block.window for block in config.blocks} - {None} == {WINDOWS.get(name)} - {None}
     assert {rope.scaling for rope in config.ropes} - {None} == {STRETCHED.get(name)} - {None}
     inner = PUBLISHED[name].get("text_config", PUBLISHED[name])
+    context = inner.get("max_position_embeddings", 131072)
+    assert config.context == CONTEXTS.get(name, context)
     assert (config.hidden, config.layers) == (inner["hidden_size"], inner["num_hidden_layers"])
 
 

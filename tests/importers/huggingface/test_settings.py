@@ -39,6 +39,7 @@ MIXED = ["full_attention", "sliding_attention", "full_attention"]
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": None},
+    "ministral3": {},
     "qwen2": {},
     "qwen3": {},
     "gemma3_text": {"query_pre_attn_scalar": 8, "sliding_window": 6, "layer_types": MIXED},
@@ -156,12 +157,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"hidden_act": "gelu", "hidden_activation": "gelu"}, "hidden_act.* is 'gelu'"),
     ({"final_logit_softcapping": 5.0}, r"final_logit_softcapping is 5\.0"),
     ({"attn_logit_softcapping": 5.0}, r"attn_logit_softcapping is 5\.0"),
-    ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope_type in .*'dynamic'"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type in .*'yarn'"),
-    ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type in .*'longrope'"),
+    ({"rope_scaling": {"rope_type": "proportional"}}, "rope_type in .*'proportional'"),
+    ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type in .*'longrope'|short_factor is None"),
     ({"rope_scaling": {"rope_type": None, "factor": 4.0}}, "rope_type in .*None"),
-    ({"rope_scaling": {"factor": 4.0}}, r"rope_scaling\.factor is 4\.0"),
-    ({"rope_scaling": {"rope_type": "default", "mscale": 2.0}}, r"mscale is 2\.0"),
+    ({"rope_scaling": {"factor": 4.0}}, r"rope_scaling\.factor is 4\.0|rope_type in .*'default'"),
+    ({"rope_scaling": {"rope_type": "default", "mscale": 2.0}}, r"mscale is 2\.0|'default'"),
     ({"per_layer_config": {"1": {"rms_norm_eps": 0.5}}}, "per_layer_config is"),
     ({"architectures": ["BitnetForCausalLM"]}, "class is 'BitnetForCausalLM'"),
     ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM'"),
@@ -217,6 +217,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "granite"}, "model_type is 'granite', a family edgeq does not run"),
 ]
 EITHER: list[tuple[dict[str, Any], str]] = [
+    ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope_type in .*'dynamic'"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "short_factor|llama_4_scaling_beta"),
     ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "rope_type"),
     ({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": None}, "rope_|factor"),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, "rope_parameters"),

@@ -9,6 +9,7 @@ from edgeq.importers.huggingface.family import Family
 _FILES = (
     "llama",
     "mistral",
+    "ministral3",
     "qwen2",
     "qwen3",
     "gemma3",

@@ -20,6 +20,7 @@ from edgeq.importers.huggingface.values import Values
 from edgeq.importers.huggingface.windows import LAYER_KINDS, read_windows
 from edgeq.model.block import BlockSpec, RopeSpec
 
+_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 _BASE, _LOCAL_BASE = 1_000_000.0, 10_000.0
 
 
@@ -66,10 +67,10 @@ def _read_ropes(values: Values, shape: Shape) -> tuple[RopeSpec, RopeSpec]:
         )
         check_whole_heads(values, "rope_parameters", settings)
     # the frequencies of layers with a window are never stretched
-    read_scaling(values, "sliding_attention", local, ("default",))
-    name = "rope_scaling" if flat else "full_attention"
-    scaling = read_scaling(values, name, full, ("default", "linear"))
     dim = shape.head_dim
+    read_scaling(values, "sliding_attention", local, shape, dim, ("default",))
+    name = "rope_scaling" if flat else "full_attention"
+    scaling = read_scaling(values, name, full, shape, dim, _KINDS, inside_only=True)
     return RopeSpec(bases[0], dim, scaling), RopeSpec(bases[1], dim)
 
 

@@ -53,6 +53,7 @@ FAMILY = Family(
         name="llama",
         interleaved=True,
         rope_factors=True,
+        long_factors=True,
         biases=("q_proj", "k_proj", "v_proj", "o_proj"),
     ),
     genai="llama",

@@ -14,8 +14,14 @@ from edgeq.model.block import BlockSpec
 
 
 def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
-    """All layers are alike. Stretched rotary frequencies are not supported."""
-    rope = read_rope(values, shape, kinds=("default",), partial=True)
+    """All layers are alike. Early files call longrope "su" or "yarn", as Transformers allows."""
+    rope = read_rope(
+        values,
+        shape,
+        kinds=("default", "longrope"),
+        aliases={"su": "longrope", "yarn": "longrope"},
+        partial=True,
+    )
     windows = read_windows(
         values,
         shape,
@@ -36,6 +42,7 @@ FAMILY = Family(
         **COMMON_DEFAULTS,
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
         "bos_token_id": 1,
         "eos_token_id": 32000,
     },
@@ -52,6 +59,7 @@ FAMILY = Family(
             "mlp.gate_proj": "ffn_up",
         },
         partial_rope=True,
+        long_factors=True,
         windows="all",
         heads_span_hidden=True,
     ),
@@ -67,6 +75,32 @@ FAMILY = Family(
             4096,
             sliding_window=2047,
             eos_token_id=[32000, 32001, 32007],
+        ),
+        # longrope's factors have no part in the speed
+        "phi-3.5-mini": sizes(
+            3072,
+            8192,
+            32,
+            32,
+            32,
+            32064,
+            131072,
+            sliding_window=262144,
+            eos_token_id=[32007, 32001, 32000],
+        ),
+        "phi-4-mini": sizes(
+            3072,
+            8192,
+            32,
+            24,
+            8,
+            200064,
+            131072,
+            sliding_window=262144,
+            partial_rotary_factor=0.75,
+            tie_word_embeddings=True,
+            bos_token_id=199999,
+            eos_token_id=[200020, 199999],
         ),
     },
 )
