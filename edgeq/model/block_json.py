@@ -25,9 +25,16 @@ def blocks_to_json(blocks: Sequence[BlockSpec]) -> dict[str, Any]:
     distinct = list(dict.fromkeys(blocks))
     number = {block: i for i, block in enumerate(distinct)}
     return {
-        "blocks": [asdict(block) for block in distinct],
+        "blocks": [_described(block) for block in distinct],
         "layer_blocks": [number[block] for block in blocks],
     }
+
+
+def _described(block: BlockSpec) -> dict[str, Any]:
+    values = asdict(block)
+    if not block.qk_norm_last:  # older versions of edgeq do not know the key
+        del values["qk_norm_last"]
+    return values
 
 
 def blocks_from_json(data: Mapping[str, Any]) -> tuple[BlockSpec, ...]:

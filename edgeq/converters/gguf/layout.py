@@ -20,7 +20,7 @@ from edgeq.core.errors import UnsupportedError
 from edgeq.formats.packing import round_up
 from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor
-from edgeq.importers.gguf.architecture import Architecture
+from edgeq.importers.gguf.architecture import MULTIPLIERS, SOFTCAPS, Architecture
 from edgeq.importers.huggingface.families import FAMILIES
 from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
@@ -76,7 +76,23 @@ def check_family(model: Model) -> None:
         "activation": (c.activation != arch.activation, c.activation),
         "qk_norm": (qk_norms != {arch.qk_norm}, qk_norms),
         "norm_before, norm_after": (norms != {(arch.norm_before, arch.norm_after)}, norms),
-        "embed_scale": (not math.isclose(c.embed_scale, embed_scale, rel_tol=1e-4), c.embed_scale),
+        "embed_scale": (
+            "embed_scale" not in arch.multipliers
+            and not math.isclose(c.embed_scale, embed_scale, rel_tol=1e-4),
+            c.embed_scale,
+        ),
+        "residual_scale": (
+            "residual_scale" not in arch.multipliers and c.residual_scale != 1,
+            c.residual_scale,
+        ),
+        "logit_scale": (
+            "logit_scale" not in arch.multipliers and c.logit_scale != 1,
+            c.logit_scale,
+        ),
+        **{
+            name: ((getattr(c, name) is not None) != arch.softcaps, getattr(c, name))
+            for name in SOFTCAPS
+        },
         "attn_scale": (
             qk_norms == {None} and not math.isclose(c.attn_scale, assumed_scale(c)),
             c.attn_scale,
@@ -93,7 +109,7 @@ def check_family(model: Model) -> None:
         "rope": (len(c.ropes) > (1 if arch.local_rope_base is None else 2), c.ropes),
         "window": (arch.windows == "period" and (window is None or _period(c) is None), window),
         "head_dim": (arch.heads_span_hidden and c.heads * c.head_dim != c.hidden, c.head_dim),
-        "tied": (arch.untied and c.tied, c.tied),
+        "tied": ((arch.untied and c.tied) or (arch.tied and not c.tied), c.tied),
     }
     for name, (is_wrong, value) in wrong.items():
         if is_wrong:
@@ -125,6 +141,8 @@ def architecture(c: ModelConfig) -> Architecture:
 
 def assumed_scale(c: ModelConfig) -> float:
     """The factor on attention scores that llama.cpp computes with."""
+    if "attn_scale" in architecture(c).multipliers:
+        return c.attn_scale
     dim = architecture(c).query_dim(c.layers, c.hidden, c.heads, c.head_dim)
     return float(dim**-0.5)
 
@@ -272,6 +290,11 @@ def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[st
         "rope.dimension_count": rope.dim,
         "rope.freq_base": float(rope.base),
     }
+    for name in arch.multipliers:
+        value = getattr(c, name)
+        ours[MULTIPLIERS[name]] = float(1 / value if name == "logit_scale" else value)
+    if arch.softcaps:
+        ours |= {key: float(getattr(c, name)) for name, (key, _) in SOFTCAPS.items()}
     if arch.windows == "period":
         ours["attention.sliding_window"] = first_window(c)
         ours["attention.sliding_window_pattern"] = _period(c)

@@ -126,7 +126,8 @@ def results(recorder: TensorRecorder, shape: ModelShape) -> dict[str, Array]:
         else:
             values[at + "out"] = _stream(graph, after + "attn_norm", after + "attn_q")
     values["final_norm"] = graph.normed("output_norm.weight")
-    values["logits"] = graph.product("token_embd.weight" if shape.tied else "output.weight")
+    head = "token_embd.weight" if shape.tied else "output.weight"
+    values["logits"] = graph.finished(head)
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -186,6 +187,14 @@ class _Graph:
         address = self._users.get(("MUL_MAT", weight))
         biased = self._users.get(("ADD", weight.removesuffix("weight") + "bias"))
         return self._rows(biased or address)
+
+    def finished(self, weight: str) -> Array | None:
+        """The product with a matrix, after the factors and the cap that follow it: [T, N]."""
+        address = self._users.get(("MUL_MAT", weight))
+        for after, node in self._nodes.items():  # in the order in which they were computed
+            if node.op in ("SCALE", "TANH", "UNARY") and node.sources[:1] == (address,):
+                address = after
+        return self._rows(address)
 
     def into(self, weight: str) -> Array | None:
         """The inputs of a matrix product: [T, K]."""

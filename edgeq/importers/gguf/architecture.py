@@ -31,6 +31,20 @@ _LAYER = {
 }
 
 
+MULTIPLIERS = {
+    "embed_scale": "embedding_scale",
+    "residual_scale": "residual_scale",
+    "logit_scale": "logit_scale",
+    "attn_scale": "attention.scale",
+}
+"""Fields of `ModelConfig` -> the keys that say them; logits are divided by theirs."""
+SOFTCAPS = {
+    "attn_softcap": ("attn_logit_softcapping", 50.0),
+    "logit_softcap": ("final_logit_softcapping", 30.0),
+}
+"""Fields of `ModelConfig` -> the keys that say them, and what is assumed where they are absent."""
+
+
 def _head_dim(layers: int, hidden: int, heads: int, head_dim: int) -> float:
     return head_dim
 
@@ -47,6 +61,7 @@ class Architecture:
         partial_rope: a part of each head may rotate.
         heads_span_hidden: the sizes of all heads together must be hidden.
         untied: the file holds the output head even where it equals the embeddings.
+        tied: the file has no head but the embeddings.
         biases: attention projections that may have biases.
         activation: of the feed-forward.
         norm_before, norm_after, qk_norm: see `edgeq.model.block.BlockSpec`.
@@ -54,8 +69,11 @@ class Architecture:
         rope_factors: a tensor ``rope_freqs.weight`` stretches the frequencies.
         default_rope_base: base of the frequencies where the file states none; None if it must.
         local_rope_base: the same for layers with a window, where these have a base of their own.
+        multipliers: which of the numbers in `MULTIPLIERS` keys of a file say.
+        softcaps: attention scores and logits are capped, by what keys of a file say.
         windows: which layers have a sliding window: "none" in llama.cpp, whatever a file says;
             "all"; those of a "period" that the file states; or "unsupported" by edgeq.
+        default_window: the window where the file does not say.
         window_period: of how many layers one sees all positions, where the file does not say.
         scaled_embeddings: embeddings are multiplied by sqrt(hidden).
         query_dim: of layers, hidden, heads and head_dim, the number whose -0.5th power scales
@@ -68,6 +86,7 @@ class Architecture:
     partial_rope: bool = False
     heads_span_hidden: bool = False
     untied: bool = False
+    tied: bool = False
     biases: tuple[str, ...] = ()
     activation: Activation = "silu"
     norm_before: bool = True
@@ -77,7 +96,10 @@ class Architecture:
     rope_factors: bool = False
     default_rope_base: float | None = 10_000.0
     local_rope_base: float | None = None
+    multipliers: tuple[str, ...] = ()
+    softcaps: bool = False
     windows: Literal["none", "all", "period", "unsupported"] = "none"
+    default_window: int = 0
     window_period: int = 1
     scaled_embeddings: bool = False
     query_dim: Callable[[int, int, int, int], float] = _head_dim

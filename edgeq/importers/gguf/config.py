@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.formats.tensor import Tensor
-from edgeq.importers.gguf.architecture import Architecture
+from edgeq.importers.gguf.architecture import MULTIPLIERS, SOFTCAPS, Architecture
 from edgeq.importers.gguf.keys import Keys
 from edgeq.importers.unread import shown
 from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
@@ -75,7 +75,13 @@ def read_config(keys: Keys, family: str, arch: Architecture, source: TensorSourc
         )
     context = keys.count("{arch}.context_length")
     scale = arch.query_dim(layers, hidden, heads, head_dim) ** -0.5
-    _check_scale(keys, scale)
+    if "attn_scale" not in arch.multipliers:
+        _check_scale(keys, scale)
+    numbers = {
+        "embed_scale": hidden**0.5 if arch.scaled_embeddings else 1.0,
+        "attn_scale": scale,
+        **_numbers(keys, arch),
+    }
     config = ModelConfig(
         family=family,
         hidden=hidden,
@@ -88,8 +94,7 @@ def read_config(keys: Keys, family: str, arch: Architecture, source: TensorSourc
         blocks=_read_blocks(keys, arch, source, layers, head_dim, context),
         norm_eps=keys.number("{arch}.attention.layer_norm_rms_epsilon"),
         activation=arch.activation,
-        embed_scale=hidden**0.5 if arch.scaled_embeddings else 1.0,
-        attn_scale=scale,
+        **numbers,
         tied="output.weight" not in source,
     )
     keys.check_unread()
@@ -123,6 +128,26 @@ def _read_blocks(
     )
 
 
+def _numbers(keys: Keys, arch: Architecture) -> dict[str, float]:
+    """The multipliers and soft caps that the file states; llama.cpp leaves those at 0 out."""
+    found = {}
+    for name in arch.multipliers:
+        value = keys.number(f"{{arch}}.{MULTIPLIERS[name]}", 0.0)
+        if value:
+            found[name] = 1 / value if name == "logit_scale" else value
+    if arch.softcaps:
+        for name, (key, default) in SOFTCAPS.items():
+            cap = keys.number(f"{{arch}}.{key}", default)
+            if not cap:
+                raise UnsupportedError(
+                    f"{keys.path}: {keys.name('{arch}.' + key)} is {cap:g}, by which llama.cpp "
+                    "divides; remove the key if the model was trained with the usual "
+                    f"{default:g}"
+                )
+            found[name] = cap
+    return found
+
+
 def _check_scale(keys: Keys, assumed: float) -> None:
     scale = keys.number("{arch}.attention.scale", 0.0)
     if scale and not math.isclose(scale, assumed, rel_tol=1e-5):
@@ -138,7 +163,7 @@ def _window(keys: Keys, arch: Architecture, context: int) -> int | None:
     Phi-3's is applied as Transformers applies it and as the model was trained, although llama.cpp
     leaves it off.
     """
-    window = int(keys.number(_WINDOW, 0)) or None
+    window = int(keys.number(_WINDOW, arch.default_window)) or None
     if window is None or arch.windows in ("all", "period"):
         return window
     if arch.windows == "unsupported":

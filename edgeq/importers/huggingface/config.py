@@ -143,8 +143,14 @@ def model_config(
     own = values.get("head_dim") is not None and not values.is_null("head_dim")
     head_dim = values.count("head_dim") if own else hidden // heads
     context = values.count("max_position_embeddings")
-    blocks = family.blocks(values, Shape(layers, hidden, heads, head_dim, context))
+    shape = Shape(layers, hidden, heads, head_dim, context)
+    blocks = family.blocks(values, shape)
     query_dim = values.number(family.query_scale_key) if family.query_scale_key else head_dim
+    numbers = {
+        "embed_scale": hidden**0.5 if family.scaled_embeddings else 1.0,
+        "attn_scale": query_dim**-0.5,
+        **family.numbers(values, shape),
+    }
     return ModelConfig(
         family=family.name,
         hidden=hidden,
@@ -158,8 +164,7 @@ def model_config(
         norm_eps=values.number("rms_norm_eps"),
         norm_offset=family.norm_offset,
         activation=_activation(values, family.activation_key),
-        embed_scale=hidden**0.5 if family.scaled_embeddings else 1.0,
-        attn_scale=query_dim**-0.5,
+        **numbers,
         tied=values.flag("tie_word_embeddings"),
         bos=_one_token(values),
         eos=_tokens(values, generation or {}),

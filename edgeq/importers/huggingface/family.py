@@ -65,6 +65,8 @@ class Family:
         activation_key: the key of the feed-forward's activation.
         norm_offset: added to every norm weight.
         scaled_embeddings: embeddings are multiplied by sqrt(hidden).
+        numbers: reads the fields of `ModelConfig` that keys of the family alone say, as
+            ``residual_scale`` and ``logit_softcap``.
         query_scale_key: the key of the number whose -0.5th power scales attention scores, where
             that is not the size of a head.
         fused: stored tensor -> the parts whose rows it holds, one after the other.
@@ -87,6 +89,7 @@ class Family:
     activation_key: str = "hidden_act"
     norm_offset: float = 0.0
     scaled_embeddings: bool = False
+    numbers: Callable[[Values, Shape], Mapping[str, Any]] = lambda values, shape: {}
     query_scale_key: str | None = None
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     text_config: str | None = None
