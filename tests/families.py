@@ -53,6 +53,19 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "attn_scale": 24**-0.5,
         "kv_heads": 1,
     },
+    "gemma2": {
+        "norm_offset": 1.0,
+        "norm_eps": 1e-6,
+        "activation": "gelu_tanh",
+        "window": 5,
+        "layers": 3,
+        "window_layers": (True, False, True),
+        "norm_after": True,
+        "embed_scale": math.sqrt(44),
+        # the published 50 and 30 would change nothing in so small a model
+        "attn_softcap": 1.5,
+        "logit_softcap": 3.0,
+    },
     "phi3": {"rope_dim": 8, "head_dim": 11, "kv_heads": 4, "tied": False},
     "smollm3": {"rope_base": 5e6, "layers": 4, "rope_layers": (True, True, True, False)},
     "olmo2": {

@@ -72,6 +72,10 @@ def write(
     }  # fmt: skip
     if window := max(block.window or 0 for block in c.blocks):
         keys["attention.sliding_window"] = window
+    if c.attn_softcap is not None:
+        keys["attn_logit_softcapping"] = c.attn_softcap
+    if c.logit_softcap is not None:
+        keys["final_logit_softcapping"] = c.logit_softcap
     if rope.scaling and rope.scaling.kind == "linear":
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.scaling.factor}
     keys = {f"{arch}.{key}": value for key, value in keys.items()}

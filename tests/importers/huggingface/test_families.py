@@ -66,7 +66,7 @@ def test_gguf_names_are_those_of_the_gguf_package(name: str) -> None:
     assert arch is not None
     number = next(key for key, text in gguf.MODEL_ARCH_NAMES.items() if text == arch.name)
     known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[number]}
-    config = tiny_config(name, tied=False)
+    config = tiny_config(name, tied=arch.tied)
     names = [arch.tensor_name(n) for n, _ in (*config.linears(), *config.norms())]
     written = {re.sub(r"^blk\.\d+\.", "blk.{bid}.", n.removesuffix(".weight")) for n in names}
     assert written <= known

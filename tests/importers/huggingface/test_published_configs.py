@@ -113,6 +113,18 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "rope_scaling": None, "rope_theta": 10000.0, "sliding_window": 2047,
         "tie_word_embeddings": False, "vocab_size": 32064,
     },
+    "gemma-2-2b-it": {
+        "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid",
+        "eos_token_id": [1, 107], "final_logit_softcapping": 30.0, "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 2304, "initializer_range": 0.02, "intermediate_size": 9216,
+        "max_position_embeddings": 8192, "model_type": "gemma2", "num_attention_heads": 8,
+        "num_hidden_layers": 26, "num_key_value_heads": 4, "pad_token_id": 0,
+        "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "sliding_window": 4096, "torch_dtype": "bfloat16", "transformers_version": "4.42.4",
+        "use_cache": True, "vocab_size": 256000,
+    },
     "OLMo-2-0425-1B": {
         "architectures": ["Olmo2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
         "eos_token_id": 100257, "hidden_act": "silu", "hidden_size": 2048,
@@ -137,8 +149,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "vocab_size": 128256,
     },
 }  # fmt: skip
-WINDOWS = {"Mistral-7B-v0.1": 4096, "gemma-3-270m": 512, "gemma-3-4b-it": 1024,
-           "Phi-3-mini-4k-instruct": 2047}  # fmt: skip
+WINDOWS = {
+    "Mistral-7B-v0.1": 4096,
+    "gemma-3-270m": 512,
+    "gemma-3-4b-it": 1024,
+    "gemma-2-2b-it": 4096,
+    "Phi-3-mini-4k-instruct": 2047,
+}
 STRETCHED = {
     "Llama-3.2-1B-Instruct": RopeScaling("llama3", 32.0, 1.0, 4.0, 8192),
     "gemma-3-4b-it": RopeScaling("linear", 8.0),

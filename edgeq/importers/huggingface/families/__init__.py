@@ -12,6 +12,7 @@ _FILES = (
     "qwen2",
     "qwen3",
     "gemma3",
+    "gemma2",
     "phi3",
     "smollm3",
     "olmo2",
