@@ -76,13 +76,47 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "norm_eps": 1e-6,
         "tied": False,
     },
+    "granite": {
+        "embed_scale": 3.0,
+        "attn_scale": 0.2,
+        "residual_scale": 0.22,
+        "logit_scale": 1 / 3,
+    },
+    "exaone4": {
+        "qk_norm": "head",
+        "norm_before": False,
+        "norm_after": True,
+        "window": 5,
+        "layers": 4,
+        "window_layers": (True, True, True, False),
+        "rope_layers": (True, True, True, False),
+        "tied": False,
+    },
+    "olmo3": {
+        "rope_base": 500000.0,
+        "qk_norm": "all",
+        "norm_before": False,
+        "norm_after": True,
+        "norm_eps": 1e-6,
+        "window": 5,
+        "layers": 4,
+        "window_layers": (True, True, True, False),
+        "tied": False,
+    },
+    "hunyuan_v1_dense": {
+        "rope_base": 39810716.0,  # 10000 stretched by 1000, as the float32 of a GGUF file
+        "qk_norm": "head",
+        "qk_norm_last": True,
+    },
+    "ernie4_5": {"rope_base": 500000.0},
+    "glm4": {"rope_dim": 6, "norm_after": True, "norm_eps": 1.5625e-7, "tied": False},
 }
 
 FAMILIES = tuple(_FAMILY)
 
 _OF_BLOCKS = (
     "layers", "rope_base", "rope_base_local", "rope_dim", "rope_scaling", "rope_layers", "window",
-    "window_layers", "norm_before", "norm_after", "qk_norm",
+    "window_layers", "norm_before", "norm_after", "qk_norm", "qk_norm_last",
 )  # fmt: skip
 
 

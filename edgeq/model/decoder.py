@@ -59,7 +59,9 @@ LAYER_STEPS = (
     "attn_post_norm", "attn_scaled", "attn_out", "mlp_norm", "gate", "up", "act", "down",
     "mlp_post_norm", "mlp_scaled", "out",
 )  # fmt: skip
-"""What follows ``layers.{i}.`` in the name of a result, in order."""
+"""What follows ``layers.{i}.`` in the name of a result, in order.
+
+With ``qk_norm_last`` the norms of q and k follow their rotation."""
 OUTER_STEPS = ("embed", "final_norm", "head", "head_scaled", "logits")
 """Names of the results before and after the layers."""
 

@@ -43,6 +43,11 @@ def rms_norm(x: Array, weight: Array, eps: float, offset: float = 0.0) -> Array:
     return cast(Array, x / np.sqrt(square + np.float32(eps)) * (weight + np.float32(offset)))
 
 
+def stretched_base(base: float, alpha: float, dim: int) -> float:
+    """The base whose lowest frequency is ``alpha`` times lower (NTK-aware scaling)."""
+    return base * alpha ** (dim / (dim - 2))
+
+
 def rope_frequencies(rope: RopeSpec) -> NDArray[np.float64]:
     """Radians per position of each rotated pair, float64 [dim / 2]."""
     exponents = [-i / rope.dim for i in range(0, rope.dim, 2)]

@@ -64,15 +64,20 @@ class Architecture:
         tied: the file has no head but the embeddings.
         biases: attention projections that may have biases.
         activation: of the feed-forward.
-        norm_before, norm_after, qk_norm: see `edgeq.model.block.BlockSpec`.
-        rope_layers: whether a layer, by its index, has rotary positions.
+        norm_before, norm_after, qk_norm, qk_norm_last: see `edgeq.model.block.BlockSpec`.
+        rope_layers: whether a layer, by its index and how many there are, has rotary positions.
         rope_factors: a tensor ``rope_freqs.weight`` stretches the frequencies.
+        rope_alpha: a key may say by what the base is stretched.
         default_rope_base: base of the frequencies where the file states none; None if it must.
         local_rope_base: the same for layers with a window, where these have a base of their own.
         multipliers: which of the numbers in `MULTIPLIERS` keys of a file say.
         softcaps: attention scores and logits are capped, by what keys of a file say.
+        local_unscaled: the frequencies of layers with a window are never stretched.
         windows: which layers have a sliding window: "none" in llama.cpp, whatever a file says;
-            "all"; those of a "period" that the file states; or "unsupported" by edgeq.
+            "all"; those of a "period" that the file states; or "optional": those of a period, if
+            the file states a window.
+        windowed_depths: the numbers of layers of the models that have windows; others have none.
+            All models have them if it is empty.
         default_window: the window where the file does not say.
         window_period: of how many layers one sees all positions, where the file does not say.
         scaled_embeddings: embeddings are multiplied by sqrt(hidden).
@@ -92,13 +97,17 @@ class Architecture:
     norm_before: bool = True
     norm_after: bool = False
     qk_norm: QKNorm | None = None
-    rope_layers: Callable[[int], bool] = lambda layer: True
+    qk_norm_last: bool = False
+    rope_layers: Callable[[int, int], bool] = lambda layer, layers: True
     rope_factors: bool = False
+    rope_alpha: bool = False
     default_rope_base: float | None = 10_000.0
     local_rope_base: float | None = None
     multipliers: tuple[str, ...] = ()
     softcaps: bool = False
-    windows: Literal["none", "all", "period", "unsupported"] = "none"
+    local_unscaled: bool = False
+    windows: Literal["none", "all", "period", "optional"] = "none"
+    windowed_depths: tuple[int, ...] = ()
     default_window: int = 0
     window_period: int = 1
     scaled_embeddings: bool = False
@@ -112,6 +121,11 @@ class Architecture:
             'blk.3.ffn_up.weight'
         """
         return _stored(name, {**_LAYER, **self.tensors})
+
+    def windows_of(self, layers: int) -> Literal["none", "all", "period", "optional"]:
+        """`windows` of a model of so many layers."""
+        has = not self.windowed_depths or layers in self.windowed_depths
+        return self.windows if has else "none"
 
     def is_interleaved(self, name: str) -> bool:
         """Whether the file stores the rows of a tensor of edgeq in interleaved rotary order."""

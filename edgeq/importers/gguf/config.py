@@ -23,7 +23,7 @@ from edgeq.importers.gguf.keys import Keys
 from edgeq.importers.unread import shown
 from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
 from edgeq.model.config import ModelConfig
-from edgeq.model.formulas import rope_frequencies
+from edgeq.model.formulas import rope_frequencies, stretched_base
 
 _SCALING_TYPE, _SCALING_FACTOR = "{arch}.rope.scaling.type", "{arch}.rope.scaling.factor"
 _OLD_FACTOR = "{arch}.rope.scale_linear"
@@ -114,14 +114,17 @@ def _read_blocks(
     if arch.local_rope_base is not None:
         base = keys.number("{arch}.rope.freq_base_swa", arch.local_rope_base)
         local = RopeSpec(base, rope.dim)
-    window = _window(keys, arch, context)
+    elif arch.local_unscaled:
+        local = replace(rope, scaling=None)
+    window = _window(keys, arch, layers, context)
     where = _window_layers(keys, arch, layers, window)
     return tuple(
         BlockSpec(
             norm_before=arch.norm_before,
             norm_after=arch.norm_after,
             qk_norm=arch.qk_norm,
-            rope=(local if where[i] else rope) if arch.rope_layers(i) else None,
+            qk_norm_last=arch.qk_norm_last,
+            rope=(local if where[i] else rope) if arch.rope_layers(i, layers) else None,
             window=window if where[i] else None,
         )
         for i in range(layers)
@@ -157,20 +160,16 @@ def _check_scale(keys: Keys, assumed: float) -> None:
         )
 
 
-def _window(keys: Keys, arch: Architecture, context: int) -> int | None:
+def _window(keys: Keys, arch: Architecture, layers: int, context: int) -> int | None:
     """The sliding window.
 
     Phi-3's is applied as Transformers applies it and as the model was trained, although llama.cpp
     leaves it off.
     """
-    window = int(keys.number(_WINDOW, arch.default_window)) or None
-    if window is None or arch.windows in ("all", "period"):
+    has = arch.windows_of(layers) != "none"
+    window = int(keys.number(_WINDOW, arch.default_window if has else 0)) or None
+    if window is None or has:
         return window
-    if arch.windows == "unsupported":
-        raise UnsupportedError(
-            f"{keys.path}: {keys.name(_WINDOW)} is {window}; edgeq runs models of the {arch.name} "
-            "architecture without a window"
-        )
     if window < context:
         raise UnsupportedError(
             f"{keys.path}: {keys.name(_WINDOW)} is {window}, and llama.cpp runs this architecture "
@@ -184,7 +183,7 @@ def _window_layers(
     keys: Keys, arch: Architecture, layers: int, window: int | None
 ) -> tuple[bool, ...]:
     """Which layers have a window: all, or all but every so-many-th, or as an array says."""
-    if arch.windows != "period":
+    if arch.windows_of(layers) in ("none", "all"):
         return (window is not None,) * layers
     pattern = keys.get(_PATTERN)
     if window is None:
@@ -209,6 +208,8 @@ def _read_rope(keys: Keys, arch: Architecture, source: TensorSource, head_dim: i
             f"{keys.path}: {arch.name}.rope.dimension_count is {dim} and heads have {head_dim} "
             f"dimensions; in the {arch.name} architecture all of them rotate"
         )
+    if arch.rope_alpha and (alpha := keys.number("{arch}.rope.scaling.alpha", 0.0)):
+        base = stretched_base(base, alpha, dim)
     rope = RopeSpec(base, dim, _rope_scaling(keys))
     for name in ("rope_factors_long.weight", "rope_factors_short.weight"):
         if name in source:

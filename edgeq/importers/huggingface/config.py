@@ -114,6 +114,8 @@ def _biases(family: Family, values: Values) -> tuple[str, ...]:
     if family.biases == "qkv":
         values.read |= {"attention_bias", "qkv_bias"}
         return ("q_proj", "k_proj", "v_proj")
+    if family.biases == "qkv_if_attention_bias" and values.flag("attention_bias"):
+        return ("q_proj", "k_proj", "v_proj")
     if family.biases == "attention_bias" and values.flag("attention_bias"):
         return ("q_proj", "k_proj", "v_proj", "o_proj")
     return ()
@@ -154,7 +156,7 @@ def model_config(
     return ModelConfig(
         family=family.name,
         hidden=hidden,
-        ffn=values.count("intermediate_size"),
+        ffn=values.count(family.ffn_key),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,

@@ -54,6 +54,7 @@ _GENERATION = unread.word_set(
 _HARMLESS = _COMMON | _GENERATION
 
 _ONLY: dict[str, tuple[Any, ...]] = {
+    "activation": ("swiglu",),
     "add_cross_attention": (False,),
     "alibi": (False,),
     "apply_rope": (True,),

@@ -51,6 +51,8 @@ def config(family: str, **over: Any) -> Any:
         shape |= {"embed_scale": 8.0}
     if family in ("mistral", "phi3"):
         shape |= {"window": 100}
+    if family == "exaone4":  # llama.cpp gives windows to models of 64 layers
+        shape |= {"window": None, "window_layers": (), "rope_layers": ()}
     return tiny_config(family, **(shape | over))
 
 

@@ -52,8 +52,36 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {},
     "smollm3": {"no_rope_layers": [1, 0, 1]},
     "olmo2": {},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 3.0,
+    },
+    "exaone4": {"sliding_window": 6, "layer_types": MIXED},
+    "olmo3": {"sliding_window": 6, "layer_types": MIXED},
+    "hunyuan_v1_dense": {
+        "rope_parameters": {
+            "rope_type": "dynamic",
+            "rope_theta": 10000.0,
+            "alpha": 1000.0,
+            "factor": 1.0,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+        },
+    },
+    "ernie4_5": {},
+    "glm4": {},
 }
-OWN = {"gemma2": {"attn_logit_softcapping", "final_logit_softcapping"}}
+OWN = {
+    "gemma2": {"attn_logit_softcapping", "final_logit_softcapping"},
+    "granite": {
+        "residual_multiplier", "embedding_multiplier", "logits_scaling", "attention_multiplier",
+    },
+    "hunyuan_v1_dense": {"use_qk_norm"},
+}  # fmt: skip
 """Keys that a family follows and others refuse."""
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
@@ -306,6 +334,20 @@ def test_what_some_families_have_is_equal_or_refused(
         ("phi3", {"sliding_window": 5}),
         ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
         ("gemma3_text", {"query_pre_attn_scalar": 32}),
+        ("granite", {"residual_multiplier": 0.5}),
+        ("granite", {"embedding_multiplier": 12}),
+        ("granite", {"logits_scaling": 8}),
+        ("granite", {"attention_multiplier": 0.5}),
+        ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
+        ("exaone4", {"layer_types": None}),
+        ("exaone4", {"layer_types": None, "sliding_window_pattern": 2}),
+        ("olmo3", {"layer_types": None}),
+        ("olmo3", {"sliding_window": 3}),
+        ("olmo3", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+        ("hunyuan_v1_dense", {"rope_parameters": None, "rope_theta": 500.0,
+                              "rope_scaling": {"type": "dynamic", "alpha": 50.0, "factor": 1.0}}),
+        ("ernie4_5", {"rope_theta": 500.0, "rope_parameters": None}),
+        ("glm4", {"partial_rotary_factor": 1.0, "rope_parameters": None}),
         ("gemma2", {"query_pre_attn_scalar": 64}),
         ("gemma2", {"attn_logit_softcapping": 0.5}),
         ("gemma2", {"attn_logit_softcapping": None}),
@@ -333,7 +375,10 @@ def test_settings_that_a_family_has_are_carried_out(
         assert_equal(folder)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "gemma2", "smollm3", "olmo2"])
+@pytest.mark.parametrize("name", [
+    "llama", "qwen3", "gemma3_text", "gemma2", "smollm3", "olmo2", "olmo3", "granite",
+    "hunyuan_v1_dense",
+])  # fmt: skip
 def test_biases_of_the_attention(tmp_path: Path, name: str) -> None:
     folder = checkpoint(tmp_path, name, attention_bias=True)
     assert_equal(folder)
