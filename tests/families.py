@@ -59,6 +59,19 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "attn_scale": 24**-0.5,
         "kv_heads": 1,
     },
+    "gemma2": {
+        "norm_offset": 1.0,
+        "norm_eps": 1e-6,
+        "activation": "gelu_tanh",
+        "window": 5,
+        "layers": 3,
+        "window_layers": (True, False, True),
+        "norm_after": True,
+        "embed_scale": math.sqrt(44),
+        # the published 50 and 30 would change nothing in so small a model
+        "attn_softcap": 1.5,
+        "logit_softcap": 3.0,
+    },
     "phi3": {"rope_dim": 8, "head_dim": 11, "kv_heads": 4, "tied": False},
     "smollm3": {"rope_base": 5e6, "layers": 4, "rope_layers": (True, True, True, False)},
     "olmo2": {
@@ -69,6 +82,40 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "norm_eps": 1e-6,
         "tied": False,
     },
+    "granite": {
+        "embed_scale": 3.0,
+        "attn_scale": 0.2,
+        "residual_scale": 0.22,
+        "logit_scale": 1 / 3,
+    },
+    "exaone4": {
+        "qk_norm": "head",
+        "norm_before": False,
+        "norm_after": True,
+        "window": 5,
+        "layers": 4,
+        "window_layers": (True, True, True, False),
+        "rope_layers": (True, True, True, False),
+        "tied": False,
+    },
+    "olmo3": {
+        "rope_base": 500000.0,
+        "qk_norm": "all",
+        "norm_before": False,
+        "norm_after": True,
+        "norm_eps": 1e-6,
+        "window": 5,
+        "layers": 4,
+        "window_layers": (True, True, True, False),
+        "tied": False,
+    },
+    "hunyuan_v1_dense": {
+        "rope_base": 39810716.0,  # 10000 stretched by 1000, as the float32 of a GGUF file
+        "qk_norm": "head",
+        "qk_norm_last": True,
+    },
+    "ernie4_5": {"rope_base": 500000.0},
+    "glm4": {"rope_dim": 6, "norm_after": True, "norm_eps": 1.5625e-7, "tied": False},
 }
 
 FAMILIES = tuple(_FAMILY)
@@ -76,6 +123,7 @@ FAMILIES = tuple(_FAMILY)
 _OF_BLOCKS = (
     "layers", "rope_base", "rope_base_local", "rope_dim", "rope_scaling", "rope_temperature",
     "rope_layers", "window", "window_layers", "norm_before", "norm_after", "qk_norm",
+    "qk_norm_last",
 )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ class GatheredRows:
         return self.rows(0, len(self.index))
 
 
-def half_split(tensor: Tensor, heads: int) -> GatheredRows:
+def half_split(tensor: Tensor, heads: int, rotated: int | None = None) -> GatheredRows:
     """Bring the rows of a q or k projection from interleaved to half-split rotary order.
 
     Checkpoints of the original Llama code (llama2.c, GGUF's llama architecture) rotate the
@@ -57,13 +57,22 @@ def half_split(tensor: Tensor, heads: int) -> GatheredRows:
     Args:
         tensor: [heads * D, hidden], or a bias [heads * D].
         heads: how many heads it has.
+        rotated: how many rows of a head rotate, from its first; all of them if None.
     """
-    return GatheredRows(tensor, half_split_order(tensor.shape[0], heads))
+    return GatheredRows(tensor, half_split_order(tensor.shape[0], heads, rotated))
 
 
-def half_split_order(rows: int, heads: int) -> NDArray[np.intp]:
-    """The interleaved row that each row in half-split order is, int [rows]."""
+def half_split_order(rows: int, heads: int, rotated: int | None = None) -> NDArray[np.intp]:
+    """The interleaved row that each row in half-split order is, int [rows].
+
+    Example:
+        >>> from edgeq.importers.lazy import half_split_order
+        >>> half_split_order(6, 1, 4).tolist()
+        [0, 2, 1, 3, 4, 5]
+    """
     dim = rows // heads
-    within = np.arange(dim).reshape(dim // 2, 2).T.reshape(-1)  # 0 2 4 .. 1 3 5 ..
+    turning = dim if rotated is None else rotated
+    within = np.arange(dim)
+    within[:turning] = np.arange(turning).reshape(-1, 2).T.reshape(-1)  # 0 2 4 .. 1 3 5 ..
     order: NDArray[np.intp] = (np.arange(heads)[:, None] * dim + within).reshape(-1)
     return order

@@ -200,9 +200,10 @@ class BlockSpec:
         mixer: what mixes positions; "attention" is the only kind.
         norm_before: RMS norms of the inputs of attention and of the feed-forward.
         norm_after: RMS norms of their outputs, before they are added to the residual stream.
-        qk_norm: RMS norm of queries and keys before they are rotated: "head" over the D values of
+        qk_norm: RMS norm of queries and keys: "head" over the D values of
             each head (Qwen 3, Gemma 3), "all" over the values of all heads together (OLMo 2), or
             None.
+        qk_norm_last: queries and keys are normed after they are rotated (Hunyuan).
         rope: rotary position embedding, or None for a layer without positions.
         window: how many positions attention sees, the current one included, or None for all.
 
@@ -220,6 +221,7 @@ class BlockSpec:
     norm_before: bool = True
     norm_after: bool = False
     qk_norm: QKNorm | None = None
+    qk_norm_last: bool = False
     rope: RopeSpec | None
     window: int | None = None
 
@@ -229,7 +231,7 @@ class BlockSpec:
                 f"model config: mixer {self.mixer!r} is not supported; "
                 f"supported: {', '.join(get_args(Mixer))}"
             )
-        for name in ("norm_before", "norm_after"):
+        for name in ("norm_before", "norm_after", "qk_norm_last"):
             if not isinstance(getattr(self, name), bool):
                 raise FormatError(
                     f"model config: {name} is {getattr(self, name)!r}; it must be true or false"
@@ -242,6 +244,11 @@ class BlockSpec:
         if self.qk_norm is not None and self.qk_norm not in get_args(QKNorm):
             raise FormatError(
                 f"model config: qk_norm is {self.qk_norm!r}; it must be 'head', 'all' or absent"
+            )
+        if self.qk_norm_last and self.qk_norm != "head":
+            raise FormatError(
+                f"model config: qk_norm_last is true and qk_norm is {self.qk_norm!r}; only a norm "
+                "of each head may follow the rotation"
             )
         if self.rope is not None and not isinstance(self.rope, RopeSpec):
             raise FormatError(f"model config: rope is {self.rope!r}; it must be a RopeSpec or None")

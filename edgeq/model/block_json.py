@@ -36,6 +36,13 @@ def blocks_to_json(blocks: Sequence[BlockSpec]) -> dict[str, Any]:
     }
 
 
+def _described(block: BlockSpec) -> dict[str, Any]:
+    values = asdict(block)
+    if not block.qk_norm_last:  # older versions of edgeq do not know the key
+        del values["qk_norm_last"]
+    return values
+
+
 def blocks_from_json(data: Mapping[str, Any]) -> tuple[BlockSpec, ...]:
     """The blocks of all layers, the inverse of `blocks_to_json`.
 

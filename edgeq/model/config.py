@@ -30,7 +30,10 @@ from edgeq.model.block_json import FLAT_KEYS, blocks_from_flat, blocks_from_json
 Activation = Literal["silu", "gelu_tanh"]
 
 _SIZES = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context")
-_POSITIVE = ("norm_eps", "embed_scale", "attn_scale")
+_POSITIVE = ("norm_eps", "embed_scale", "attn_scale", "residual_scale", "logit_scale")
+_CAPS = ("attn_softcap", "logit_softcap")
+_LATER = ("residual_scale", "logit_scale", *_CAPS)
+"""Fields that are written to artifacts only where they differ from what older versions compute."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class ModelConfig:
         activation: of the gated feed-forward.
         embed_scale: factor on the embeddings (sqrt(hidden) for Gemma).
         attn_scale: factor on the attention scores; 0 stands for the usual head_dim ** -0.5.
+        residual_scale: factor on what attention and the feed-forward add to the residual stream.
+        logit_scale: factor on the logits.
+        attn_softcap: c of ``c * tanh(x / c)``, which the scaled attention scores go through, or
+            None.
+        logit_softcap: the same of the scaled logits.
         tied: the head is the embedding matrix.
         bos, eos: token ids; eos may be several.
     """
@@ -65,6 +73,10 @@ class ModelConfig:
     activation: Activation = "silu"
     embed_scale: float = 1.0
     attn_scale: float = 0.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    attn_softcap: float | None = None
+    logit_softcap: float | None = None
     tied: bool = True
     bos: int | None = None
     eos: tuple[int, ...] = ()
@@ -114,6 +126,12 @@ class ModelConfig:
             zero = name == "attn_scale"  # which stands for the usual one
             if not is_finite(value) or value < 0 or (value == 0 and not zero):
                 raise FormatError(f"model config: {name} is {value!r}; it must be above 0")
+        for name in _CAPS:
+            value = getattr(self, name)
+            if value is not None and (not is_finite(value) or value <= 0):
+                raise FormatError(
+                    f"model config: {name} is {value!r}; it must be above 0, or absent"
+                )
         if not is_finite(self.norm_offset):
             raise FormatError(
                 f"model config: norm_offset is {self.norm_offset!r}; it must be a number"
@@ -211,7 +229,11 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary, the inverse of `from_dict`."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "blocks"}
+        values = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name != "blocks" and not (f.name in _LATER and getattr(self, f.name) == f.default)
+        }
         return {**values, **blocks_to_json(self.blocks)}
 
     @classmethod

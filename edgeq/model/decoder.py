@@ -13,14 +13,19 @@ every builder, so that results of two backends can be compared and the first tha
     layers.{i}.mix                   [T, H*D]  attention's weighted values
     layers.{i}.o                     [T, hidden]
     layers.{i}.attn_post_norm        [T, hidden]                   if norm_after
+    layers.{i}.attn_scaled           [T, hidden]                   if residual_scale is not 1
     layers.{i}.attn_out              [T, hidden]  the residual stream after attention
     layers.{i}.mlp_norm              [T, hidden]                   if norm_before
     layers.{i}.gate, .up, .act       [T, ffn]; act is activation(gate) * up
     layers.{i}.down                  [T, hidden]
     layers.{i}.mlp_post_norm         [T, hidden]                   if norm_after
+    layers.{i}.mlp_scaled            [T, hidden]                   if residual_scale is not 1
     layers.{i}.out                   [T, hidden]  the residual stream after the layer
     final_norm                       [T, hidden]
-    logits                           [T, V] or, if the builder keeps only the last, [1, V]
+    head                             [T, V] or, if the builder keeps only the last, [1, V]; only if
+                                     logits are scaled or capped
+    head_scaled                      the same shape                if logits are scaled and capped
+    logits                           the same shape
 
 A layer is cut in six parts, where calibration and transforms have to look or to change something:
 `attention_in`, `attention_mix` and `attention_out`, then `feed_forward_in`, `feed_forward_act` and
@@ -51,9 +56,14 @@ V = TypeVar("V")
 
 LAYER_STEPS = (
     "attn_norm", "q", "k", "v", "q_norm", "k_norm", "q_rope", "k_rope", "mix", "o",
-    "attn_post_norm", "attn_out", "mlp_norm", "gate", "up", "act", "down", "mlp_post_norm", "out",
+    "attn_post_norm", "attn_scaled", "attn_out", "mlp_norm", "gate", "up", "act", "down",
+    "mlp_post_norm", "mlp_scaled", "out",
 )  # fmt: skip
-"""What follows ``layers.{i}.`` in the name of a result, in order."""
+"""What follows ``layers.{i}.`` in the name of a result, in order.
+
+With ``qk_norm_last`` the norms of q and k follow their rotation."""
+OUTER_STEPS = ("embed", "final_norm", "head", "head_scaled", "logits")
+"""Names of the results before and after the layers."""
 
 
 class Builder(Protocol[V]):
@@ -80,7 +90,8 @@ class Builder(Protocol[V]):
     def attend(self, name: str, layer: int, q: V, k: V, v: V) -> V:
         """Append k and v [T, Hkv, D] to the layer's cache; attention of q [T, H, D]: [T, H*D].
 
-        A position sees what ``config.blocks[layer].window`` says.
+        A position sees what ``config.blocks[layer].window`` says; scores are capped by
+        ``attn_softcap``.
         """
 
     def gated(self, name: str, gate: V, up: V) -> V:
@@ -88,6 +99,12 @@ class Builder(Protocol[V]):
 
     def add(self, name: str, a: V, b: V) -> V:
         """The sum of two [T, hidden]."""
+
+    def scaled(self, name: str, x: V, factor: float) -> V:
+        """x times a number."""
+
+    def capped(self, name: str, x: V, cap: float) -> V:
+        """cap * tanh(x / cap)."""
 
     def logits(self, name: str, x: V, weight: str) -> V:
         """The head on x [T, hidden], of all positions or only the last: float32 [T | 1, V]."""
@@ -98,7 +115,7 @@ def decoder(b: Builder[V], config: ModelConfig) -> V:
     x = b.embed("embed")
     for i in range(config.layers):
         x = layer(b, config, i, x)
-    return b.logits("logits", head_in(b, x), config.head_name)
+    return head(b, config, head_in(b, x))
 
 
 def layer(b: Builder[V], config: ModelConfig, i: int, x: V) -> V:
@@ -126,19 +143,23 @@ def attention_mix(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
     q = b.heads(at + "q_heads", q, config.heads)
     k = b.heads(at + "k_heads", k, config.kv_heads)
     v = b.heads(at + "v_heads", v, config.kv_heads)
-    if block.qk_norm == "head":
+    if block.qk_norm == "head" and not block.qk_norm_last:
         q = b.norm(at + "q_norm", q, tensor_name(i, Q_NORM))
         k = b.norm(at + "k_norm", k, tensor_name(i, K_NORM))
     if block.rope is not None:
         q = b.rope(at + "q_rope", q, block.rope)
         k = b.rope(at + "k_rope", k, block.rope.for_keys)
+    if block.qk_norm_last:
+        q = b.norm(at + "q_norm", q, tensor_name(i, Q_NORM))
+        k = b.norm(at + "k_norm", k, tensor_name(i, K_NORM))
     return b.attend(at + "mix", i, q, k, v)
 
 
 def attention_out(b: Builder[V], config: ModelConfig, i: int, mix: V) -> V:
     """What attention adds to the residual stream [T, hidden], from `attention_mix`'s result."""
     out = b.linear(f"layers.{i}.o", mix, tensor_name(i, O_PROJ))
-    return _normed(b, f"layers.{i}.attn_post_norm", i, out, config.blocks[i].attention_post_norm)
+    out = _normed(b, f"layers.{i}.attn_post_norm", i, out, config.blocks[i].attention_post_norm)
+    return _branch(b, config, f"layers.{i}.attn_scaled", out)
 
 
 def feed_forward_in(b: Builder[V], config: ModelConfig, i: int, x: V) -> V:
@@ -156,7 +177,8 @@ def feed_forward_act(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
 def feed_forward_out(b: Builder[V], config: ModelConfig, i: int, act: V) -> V:
     """What the feed-forward adds to the residual stream, from `feed_forward_act`'s result."""
     out = b.linear(f"layers.{i}.down", act, tensor_name(i, DOWN_PROJ))
-    return _normed(b, f"layers.{i}.mlp_post_norm", i, out, config.blocks[i].feed_forward_post_norm)
+    out = _normed(b, f"layers.{i}.mlp_post_norm", i, out, config.blocks[i].feed_forward_post_norm)
+    return _branch(b, config, f"layers.{i}.mlp_scaled", out)
 
 
 def head_in(b: Builder[V], x: V) -> V:
@@ -164,11 +186,27 @@ def head_in(b: Builder[V], x: V) -> V:
     return b.norm("final_norm", x, "model.norm.weight")
 
 
+def head(b: Builder[V], config: ModelConfig, x: V) -> V:
+    """Logits, from the result of `head_in`."""
+    scale, cap = config.logit_scale, config.logit_softcap
+    if scale == 1 and cap is None:
+        return b.logits("logits", x, config.head_name)
+    x = b.logits("head", x, config.head_name)
+    if scale != 1:
+        x = b.scaled("logits" if cap is None else "head_scaled", x, scale)
+    return x if cap is None else b.capped("logits", x, cap)
+
+
 def key_step(block: BlockSpec) -> str:
     """What follows ``layers.{i}.`` in the name of the keys that a layer's cache stores."""
-    if block.rope is not None:
+    if block.rope is not None and not block.qk_norm_last:
         return "k_rope"
     return "k_norm" if block.qk_norm else "k"
+
+
+def _branch(b: Builder[V], config: ModelConfig, name: str, x: V) -> V:
+    """A branch as it is added to the residual stream."""
+    return x if config.residual_scale == 1 else b.scaled(name, x, config.residual_scale)
 
 
 def _normed(b: Builder[V], name: str, i: int, x: V, part: str | None) -> V:

@@ -68,6 +68,11 @@ def activation(kind: Activation, x: Array) -> Array:
     return cast(Array, np.float32(0.5) * x * (np.float32(1) + np.tanh(inner)))
 
 
+def softcap(x: Array, cap: float) -> Array:
+    """``cap * tanh(x / cap)``, which is near x where x is small and never beyond cap."""
+    return cast(Array, np.tanh(x / np.float32(cap)) * np.float32(cap))
+
+
 def softmax(scores: Array) -> Array:
     """Softmax along the last axis; -inf marks what may not be seen."""
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))

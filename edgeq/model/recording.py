@@ -35,6 +35,7 @@ class RecordedOperation:
         weight: name of the tensor it uses, or "".
         layer: of "attend".
         rope: of "rope".
+        number: of "scaled" and "capped".
     """
 
     kind: str
@@ -43,6 +44,7 @@ class RecordedOperation:
     weight: str = ""
     layer: int | None = None
     rope: RopeSpec | None = None
+    number: float = 0.0
 
 
 class RecordingBuilder:
@@ -101,6 +103,14 @@ class RecordingBuilder:
         """The residual stream plus a branch."""
         return self._record("add", name, a, b)
 
+    def scaled(self, name: str, x: RecordedOperation, factor: float) -> RecordedOperation:
+        """x times a number."""
+        return self._record("scaled", name, x, number=factor)
+
+    def capped(self, name: str, x: RecordedOperation, cap: float) -> RecordedOperation:
+        """cap * tanh(x / cap)."""
+        return self._record("capped", name, x, number=cap)
+
     def logits(self, name: str, x: RecordedOperation, weight: str) -> RecordedOperation:
         """The head."""
         return self._record("logits", name, x, weight=weight)
@@ -130,7 +140,7 @@ class LinearGroup:
         source: the weight that the input is proportional to, column by column: a norm's, or a
             matrix whose rows make it. None where the input is the residual stream itself.
         adds_to_residual: whether the output is added to the residual stream as it is, without a
-            norm in between.
+            norm or a factor in between.
     """
 
     layer: int

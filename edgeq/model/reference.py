@@ -25,6 +25,7 @@ from edgeq.model.formulas import (
     apply_rope,
     dense,
     rms_norm,
+    softcap,
 )
 from edgeq.model.model import Model
 from edgeq.model.reference_cache import KV
@@ -205,6 +206,14 @@ class Reference:
     def add(self, name: str, a: Array, b: Array) -> Array:
         """The sum of two."""
         return self._result(name, a + b)
+
+    def scaled(self, name: str, x: Array, factor: float) -> Array:
+        """x times a number."""
+        return self._result(name, x * np.float32(factor))
+
+    def capped(self, name: str, x: Array, cap: float) -> Array:
+        """`softcap` of x."""
+        return self._result(name, softcap(x, cap))
 
     def logits(self, name: str, x: Array, weight: str) -> Array:
         """The head on all positions [T, V] or on the last [1, V]."""

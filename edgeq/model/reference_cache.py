@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.model.config import ModelConfig
-from edgeq.model.formulas import Array, attend_blocks, softmax
+from edgeq.model.formulas import Array, attend_blocks, softcap, softmax
 
 
 class KV:
@@ -72,6 +72,8 @@ class KV:
             v = self._v[layer][seen].transpose(1, 0, 2)  # [Hkv, S, D]
             block = grouped[rows].transpose(2, 1, 0, 3)  # [group, Hkv, rows, D]
             scores = (block @ k) * np.float32(c.attn_scale)
+            if c.attn_softcap is not None:
+                scores = softcap(scores, c.attn_softcap)
             weights = softmax(np.where(visible, scores, np.float32(-np.inf)))
             out[rows] = (weights @ v).transpose(2, 1, 0, 3)
         return out.reshape(n, c.heads, c.head_dim)

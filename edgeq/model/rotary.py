@@ -63,8 +63,12 @@ def rope_at(rope: RopeSpec, context: int) -> RopeSpec:
     if not longer:
         return replace(rope, scaling=None)
     stretch = scaling.factor * context / scaling.original_context - (scaling.factor - 1)
-    base = rope.base * power(stretch, rope.dim / (rope.dim - 2))
-    return replace(rope, base=base, scaling=None)
+    return replace(rope, base=stretched_base(rope.base, stretch, rope.dim), scaling=None)
+
+
+def stretched_base(base: float, stretch: float, dim: int) -> float:
+    """The base whose lowest frequency is ``stretch`` times lower (NTK-aware scaling)."""
+    return base * power(stretch, dim / (dim - 2))
 
 
 def config_at(config: ModelConfig, context: int) -> ModelConfig:

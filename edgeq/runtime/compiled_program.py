@@ -7,6 +7,7 @@ says what each kind of step computes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,8 +158,10 @@ class CompiledProgram:
         """A record for each layer; that of a layer without attention is empty."""
         c, memory = self._model.config, self._memory
         tables: dict[RopeSpec | None, tuple[int, int]] = {None: (0, 0)}
-        scale = memory.zeros(1, np.float32)
-        scale[0] = c.attn_scale
+        scale = self._numbers(c.attn_scale)
+        softcap = 0
+        if c.attn_softcap is not None:
+            softcap = self._numbers(c.attn_scale / c.attn_softcap, c.attn_softcap, 1.0)
         records: list[dict[str, int]] = [{} for _ in c.blocks]
         for step in steps:
             if step.kind != Step.ATTENTION or step.layer is None:
@@ -176,7 +179,9 @@ class CompiledProgram:
                 "dim": c.head_dim,
                 "query_block": query_block(c),
                 "window": c.blocks[step.layer].window or 0,
+                "norm_last": step.norm_last,
                 "scale": scale.ctypes.data,
+                "softcap": softcap,
                 "cos_q": tables[rope][0],
                 "sin_q": tables[rope][1],
                 "cos_k": tables[keys][0],
@@ -187,6 +192,12 @@ class CompiledProgram:
                 "norm_spans_heads": step.norm_spans_heads,
             }
         return self._table(abi.ATTENTION, records)
+
+    def _numbers(self, *values: float) -> int:
+        """Address of float32 values."""
+        array = self._memory.zeros(len(values), np.float32)
+        array[:] = values
+        return array.ctypes.data
 
     def _norm(self, name: str) -> int:
         """Address of a norm's weight with the family's offset added; 0 for no norm."""
@@ -233,12 +244,14 @@ class CompiledProgram:
                     "linear": linear,
                     "linears": len(step.linears),
                     "activation": abi.ACTIVATIONS.index(config.activation),
+                    "softcap": self._numbers(step.scale / step.cap, step.cap) if step.cap else 0,
+                    "scale": step.scale,
                 }
             )
             linear += len(step.linears)
         return self._table(abi.STEP, records)
 
-    def _table(self, kind: np.dtype[Any], records: list[dict[str, int]]) -> NDArray[Any]:
+    def _table(self, kind: np.dtype[Any], records: Sequence[Mapping[str, float]]) -> NDArray[Any]:
         """Records of a kind; fields that are not given are 0."""
         assert kind.names is not None
         assert all(record.keys() <= set(kind.names) for record in records)

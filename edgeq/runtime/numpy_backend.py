@@ -32,7 +32,7 @@ from edgeq.formats.packing import round_up
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import QuantTensor, Tensor
 from edgeq.model.config import ModelConfig
-from edgeq.model.formulas import Array, attend_blocks, dense
+from edgeq.model.formulas import Array, attend_blocks, dense, softcap
 from edgeq.model.kv_bits import KvBits
 from edgeq.model.memory_layout import CHUNK, center_span
 from edgeq.model.model import Model
@@ -332,6 +332,8 @@ class IntegerKV(KV):
     def _chunk(self, layer: int, where: slice, q: Array, sees: NDArray[np.bool_]) -> Part:
         """Attention of q [group, Hkv, rows, D] over one chunk; ``sees`` is [rows, positions]."""
         scores = self._scores(layer, where, q) * np.float32(self.config.attn_scale)
+        if self.config.attn_softcap is not None:
+            scores = softcap(scores, self.config.attn_softcap)
         peak = np.where(sees, scores, UNSEEN).max(axis=-1, keepdims=True)
         weights = np.exp(np.where(sees, scores - peak, np.float32(-np.inf)))
         total = weights.sum(axis=-1, keepdims=True)

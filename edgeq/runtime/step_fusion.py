@@ -4,12 +4,12 @@
 runs (`edgeq.runtime.kernels.program`):
 
     EMBED       rows of the embedding
-    NORM        add of a branch (normed before, where a norm follows the branch) + norm + quantize
+    NORM        add of a branch (normed and scaled before, where it is) + norm + quantize
     LINEARS     linears of one input
     ATTENTION   heads + norms and rotary embedding of q and k + append to the cache + attention
     QUANTIZE    the input of a linear that no norm precedes
     GATED       two linears of one input + activation(gate) * up
-    HEAD        logits
+    HEAD        logits, scaled and capped
 
 `fuse` follows what each buffer of rows holds, so a decoder that orders these operations
 differently gets another program without any change here. An operation for which there is no step
@@ -28,7 +28,9 @@ from edgeq.model.block import RopeSpec
 from edgeq.model.recording import RecordedOperation
 from edgeq.runtime.kernels.abi import Step
 
-_INPUT_LABELS = {"q": "norm_in", "gate": "norm_ffn", "logits": "final_norm"}
+_INPUT_LABELS = {
+    "q": "norm_in", "gate": "norm_ffn", "logits": "final_norm", "head": "final_norm",
+}  # fmt: skip
 """Last part of a linear's name -> label of the norm before it."""
 _STEP_LABELS = {
     "q": "qkv", "mix": "attention", "o": "o_proj", "gate": "gate_up", "down": "down_proj",
@@ -38,7 +40,7 @@ _LINEAR_ROWS = {1: ("branch",), 3: ("q", "k", "v")}
 """Number of linears of one input -> the buffers of rows for their results."""
 _HEAD_CHAINS = {
     ("heads",), ("heads", "rope"), ("heads", "norm"), ("heads", "norm", "rope"),
-    ("norm", "heads"), ("norm", "heads", "rope"),
+    ("norm", "heads"), ("norm", "heads", "rope"), ("heads", "rope", "norm"),
 }  # fmt: skip
 """What ATTENTION can do to q and k between linear and cache. A norm before the split into heads
 spans all of them."""
@@ -59,7 +61,10 @@ class ProgramStep:
         linears: weights of the matrices.
         q_norm, k_norm: weights of ATTENTION's norms, or "".
         norm_spans_heads: whether q and k are normed as one vector each, not head by head.
+        norm_last: whether heads are normed after they are rotated.
         rope: how ATTENTION rotates q, and by its `for_keys` k, or None.
+        scale: factor on the branch of NORM, or on the logits of HEAD.
+        cap: of HEAD: the soft cap of the scaled logits, or 0 for none.
     """
 
     kind: Step
@@ -74,7 +79,10 @@ class ProgramStep:
     q_norm: str = ""
     k_norm: str = ""
     norm_spans_heads: bool = False
+    norm_last: bool = False
     rope: RopeSpec | None = None
+    scale: float = 1.0
+    cap: float = 0.0
 
 
 def fuse(operations: Sequence[RecordedOperation]) -> list[ProgramStep]:
@@ -133,9 +141,7 @@ class _Fusion:
             elif operation.kind == "attend":
                 self._attention(operation)
             elif operation.kind == "logits":
-                x = self._input(operation)
-                self._step(Step.HEAD, "head", None, x=x, linears=(operation.weight,))
-                self._fuse(operation)
+                self._head(operation)
         for operation in self.operations:
             if operation.name not in self.fused:
                 raise _no_step(operation, "no step uses its result")
@@ -167,6 +173,20 @@ class _Fusion:
         self._step(Step.LINEARS, label, layer, x=row, out=outputs[0], linears=weights)
         self.rows.update(zip(outputs, group, strict=True))
 
+    def _head(self, logits: RecordedOperation) -> None:
+        """The head, and what its result goes through: a factor, then a cap."""
+        x, scale, cap, value = self._input(logits), 1.0, 0.0, logits
+        self._fuse(logits)
+        for kind in ("scaled", "capped"):
+            following = [user for user in self._users.get(value, ()) if user.kind == kind]
+            if following:
+                (value,) = following
+                scale, cap = (value.number, cap) if kind == "scaled" else (scale, value.number)
+                self._fuse(value)
+        self._step(
+            Step.HEAD, "head", None, x=x, linears=(logits.weight,), scale=scale, cap=cap
+        )  # fmt: skip
+
     def _attention(self, attend: RecordedOperation) -> None:
         """Attention, from the three linears to the values that it mixes."""
         chains: list[list[RecordedOperation]] = []
@@ -189,6 +209,7 @@ class _Fusion:
         self._step(
             Step.ATTENTION, _STEP_LABELS.get(part, part), layer, x="q", out="att", q_norm=q_norm,
             k_norm=k_norm, norm_spans_heads=kinds[0][0] == "norm", rope=q_rope,
+            norm_last=kinds[0][-1] == "norm" and "rope" in kinds[0],
         )  # fmt: skip
         self.rows["att"] = attend
 
@@ -207,12 +228,15 @@ class _Fusion:
     def _norm(self, value: RecordedOperation, label: str, layer: int | None) -> None:
         """The residual stream, with the branch before it added, normed or as it is."""
         stream = value.inputs[0] if value.kind == "norm" else value
-        branch = post_norm = ""
+        branch, post_norm, scale = "", "", 1.0
         self._fuse(value, stream)
         if self.rows.get("x") is not stream:
             if stream.kind != "add" or stream.inputs[0] is not self.rows.get("x"):
                 raise _no_step(stream, "it is not the residual stream plus one branch")
             added = stream.inputs[1]
+            if added.kind == "scaled":
+                self._fuse(added)
+                scale, added = added.number, added.inputs[0]
             if added.kind == "norm":
                 self._fuse(added)
                 post_norm, added = added.weight, added.inputs[0]
@@ -225,7 +249,7 @@ class _Fusion:
             norm, self.rows["normed"] = value.weight, value
         self._step(
             Step.NORM, label, layer, x="x", out="normed", branch=branch, norm=norm,
-            post_norm=post_norm,
+            post_norm=post_norm, scale=scale,
         )  # fmt: skip
 
     def _row(self, value: RecordedOperation) -> str:

@@ -75,8 +75,10 @@ def mixed() -> Model:
         BlockSpec(rope=part, qk_norm="all", norm_before=False, norm_after=True),
         BlockSpec(rope=None, qk_norm="head", norm_after=True, window=19),
         BlockSpec(rope=part, qk_norm="head", window=40),
+        BlockSpec(rope=whole, qk_norm="head", qk_norm_last=True),
     )
-    return random_model(tiny_config("llama", blocks=kinds, context=1024, attn_scale=0.4))
+    numbers = {"residual_scale": 0.4, "logit_scale": 0.5, "attn_softcap": 2.0, "logit_softcap": 9.0}
+    return random_model(tiny_config("llama", blocks=kinds, context=1024, attn_scale=0.4, **numbers))
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "mixed"])

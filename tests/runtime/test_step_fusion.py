@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from edgeq.model.block import RopeSpec
 from edgeq.model.recording import RecordedOperation, RecordingBuilder, record
 from edgeq.runtime.kernels.abi import Step
 from edgeq.runtime.step_fusion import ProgramStep, fuse
-from tests.families import FAMILIES, tiny_config
+from tests.families import FAMILIES, tiny_config, with_blocks
 
 LAYER = [
     ("NORM", "norm_in"), ("LINEARS", "qkv"), ("ATTENTION", "attention"), ("QUANTIZE", "o_proj"),
@@ -74,6 +75,20 @@ def test_norms_only_after_branches() -> None:
     assert (gated.x, gated.linears) == ("x", ("gate", "up"))
 
 
+def test_factors_and_caps_are_part_of_steps() -> None:
+    config = replace(tiny_config("gemma3"), residual_scale=0.25, logit_scale=0.5, logit_softcap=7.0)
+    config = with_blocks(config, qk_norm_last=True)
+    steps, plain = fuse(record(config)), fuse(record(tiny_config("gemma3")))
+    assert [(s.kind, s.label) for s in steps] == [(s.kind, s.label) for s in plain]
+    added = [step for step in steps if step.branch]
+    assert [step.scale for step in added] == [0.25] * 2 * config.layers
+    assert [step.scale for step in steps if step.kind == Step.NORM and not step.branch] == [1.0]
+    assert (steps[-1].scale, steps[-1].cap) == (0.5, 7.0)
+    assert all(step.norm_last for step in steps if step.kind == Step.ATTENTION)
+    # absent, they leave every step as it was
+    assert {(step.scale, step.cap, step.norm_last) for step in plain} == {(1.0, 0.0, False)}
+
+
 def heads_of(b: RecordingBuilder, values: list[RecordedOperation]) -> list[RecordedOperation]:
     return [b.heads(value.name + "_heads", value, 2) for value in values]
 
@@ -87,8 +102,9 @@ def two_branches(b: RecordingBuilder, x: RecordedOperation) -> None:
     b.logits("logits", b.norm("final_norm", b.add("layers.0.out", x, both), "n"), "head")
 
 
-def norm_after_rope(b: RecordingBuilder, x: RecordedOperation) -> None:
+def norms_around_rope(b: RecordingBuilder, x: RecordedOperation) -> None:
     q, k, v = heads_of(b, qkv(b, b.norm("layers.0.attn_norm", x, "n")))
+    q, k = b.norm("layers.0.q_first", q, "n"), b.norm("layers.0.k_first", k, "n")
     q, k = b.rope("layers.0.q_rope", q, ROPE), b.rope("layers.0.k_rope", k, ROPE)
     q, k = b.norm("layers.0.q_norm", q, "n"), b.norm("layers.0.k_norm", k, "n")
     b.attend("layers.0.mix", 0, q, k, v)
@@ -120,7 +136,10 @@ def plain_feed_forward(b: RecordingBuilder, x: RecordedOperation) -> None:
     ("build", "message"),
     [
         (two_branches, r"layers\.0\.\w+ \(\w+\)"),
-        (norm_after_rope, r"layers\.0\.mix \(attend\): q, k and v go through heads, rope, norm"),
+        (
+            norms_around_rope,
+            r"layers\.0\.mix \(attend\): q, k and v go through heads, norm, rope, n",
+        ),
         (two_ropes, r"layers\.0\.mix \(attend\): q, k and v go through heads, rope; heads, rope"),
         (norm_of_one_of_two, r"layers\.0\.mix \(attend\): q, k and v go through heads, norm"),
         (unused_norm, r"layers\.0\.attn_norm \(norm\): no step uses its result"),

@@ -220,7 +220,8 @@ class MilGraph:
         The query heads that share a key are rows of one product: [1, Hkv, group*T, D].
         """
         c, t = self.config, self.t or -1
-        fused = self.s.target == "ios18"
+        cap = c.attn_softcap
+        fused = self.s.target == "ios18" and cap is None
         scale = c.attn_scale * (math.sqrt(c.head_dim) if fused else 1.0)
         if not math.isclose(scale, 1):
             q = self.mb.mul(x=q, y=self._number(scale))
@@ -236,7 +237,10 @@ class MilGraph:
                 query=q, key=keys, value=values, attn_mask=mask
             )
         else:
-            scores = self.mb.add(x=self.mb.matmul(x=q, y=keys, transpose_y=True), y=mask)
+            scores = self.mb.matmul(x=q, y=keys, transpose_y=True)
+            if cap is not None:
+                scores = self._capped(scores, cap)
+            scores = self.mb.add(x=scores, y=mask)
             out = self.mb.matmul(x=self.mb.softmax(x=scores, axis=-1), y=values)
         out = self.mb.reshape(x=out, shape=[c.kv_heads, c.group, t, c.head_dim])
         out = self.mb.transpose(x=out, perm=[2, 0, 1, 3])
@@ -253,6 +257,18 @@ class MilGraph:
     def add(self, name: str, a: Var, b: Var) -> Var:
         """a + b, in the wide type."""
         return self.mb.add(x=a, y=b, name=name)
+
+    def scaled(self, name: str, x: Var, factor: float) -> Var:
+        """x times a number, in its own type."""
+        return self.mb.mul(x=x, y=self._number_like(x, factor), name=name)
+
+    def capped(self, name: str, x: Var, cap: float) -> Var:
+        """cap * tanh(x / cap), in its own type."""
+        return _named(self._capped(x, cap), name)
+
+    def _capped(self, x: Var, cap: float) -> Var:
+        part = self.mb.tanh(x=self.mb.mul(x=x, y=self._number_like(x, 1 / cap)))
+        return self.mb.mul(x=part, y=self._number_like(x, cap))
 
     def logits(self, name: str, x: Var, weight: str) -> Var:
         """The logits of the row that is asked for: float32 [1, V]."""
@@ -443,6 +459,10 @@ class MilGraph:
 
     def _number(self, value: float) -> Any:
         return self._np(self.s.wide)(value)
+
+    def _number_like(self, x: Var, value: float) -> Any:
+        """A number of the type of x."""
+        return self._np("fp16" if x.dtype == self.types.fp16 else "fp32")(value)
 
     def _np(self, kind: str) -> Any:
         return np.float16 if kind == "fp16" else np.float32

@@ -17,7 +17,7 @@ from edgeq.converters.coreml.program import function_name
 from edgeq.converters.runners import Precision
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.model.config import ModelConfig
-from edgeq.model.decoder import LAYER_STEPS
+from edgeq.model.decoder import LAYER_STEPS, OUTER_STEPS
 
 ENTRY, FORMAT = "edgeq", 1
 """Entry of the model's user-defined metadata, and its version."""
@@ -25,7 +25,7 @@ RUNTIME = f"edgeq.converters.coreml.exec (NumPy {np.__version__})"
 _KEPT = 64 << 20
 """Bytes of weights that stay decompressed from call to call; those of a larger model are all
 decompressed again, so that a package takes little more memory than it has bytes."""
-STEP = re.compile(rf"layers_(\d+)_({'|'.join(LAYER_STEPS)})|embed|final_norm|logits")
+STEP = re.compile(rf"layers_(\d+)_({'|'.join(LAYER_STEPS)})|{'|'.join(OUTER_STEPS)}")
 """Names in the program of the steps of `decoder`."""
 
 

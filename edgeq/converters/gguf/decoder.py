@@ -82,6 +82,7 @@ from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers.gguf.blocks import TYPES
 from edgeq.importers.huggingface.tokenizer import HfTokenizer
+from edgeq.importers.lazy import half_split_order
 from edgeq.model.model import Model
 
 _STEP = 1 << 21
@@ -215,7 +216,9 @@ def _write_tensor(model: Model, placed: Placed, file: BinaryIO) -> None:
     for name, height, heads in zip(placed.names, placed.rows, placed.heads, strict=True):
         tensor = model.tensors[name]
         n = tensor.shape[0]
-        order = np.arange(n) if not heads else _interleaved(n, heads)
+        order = np.arange(n)
+        if heads:  # the inverse of what the importer does
+            order = np.argsort(half_split_order(n, heads, model.config.ropes[0].dim))
         columns = placed.entry.shape[-1] if len(placed.entry.shape) == 2 else 1
         whole = max(n // heads if heads else 1, 1)
         step = round_up(max(1, _STEP // columns), whole)
@@ -226,12 +229,6 @@ def _write_tensor(model: Model, placed: Placed, file: BinaryIO) -> None:
             file.write(np.ascontiguousarray(raw).data)
             release(tensor)
         file.write(bytes((height - n) * (placed.entry.nbytes // placed.entry.shape[0])))
-
-
-def _interleaved(n: int, heads: int) -> NDArray[np.intp]:
-    """Index in edgeq's order of each row of the file: of a head, j and j + D/2 become neighbors."""
-    within = np.arange(n // heads).reshape(2, -1).T.reshape(-1)
-    return cast("NDArray[np.intp]", (np.arange(heads)[:, None] * (n // heads) + within).reshape(-1))
 
 
 def _encoded(model: Model, name: str, entry: TensorEntry, a: int, b: int) -> NDArray[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +21,7 @@ from edgeq.core.errors import UnsupportedError
 from edgeq.formats.packing import round_up
 from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor
-from edgeq.importers.gguf.architecture import Architecture
+from edgeq.importers.gguf.architecture import MULTIPLIERS, SOFTCAPS, Architecture
 from edgeq.importers.huggingface.families import FAMILIES
 from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
@@ -68,6 +68,7 @@ def check_family(model: Model) -> None:
     c = model.config
     arch = architecture(c)
     qk_norms = {block.qk_norm for block in c.blocks}
+    last = {block.qk_norm_last for block in c.blocks}
     norms = {(block.norm_before, block.norm_after) for block in c.blocks}
     rope, window = full_rope(c), first_window(c)
     distinct = list(dict.fromkeys(block.rope for block in c.blocks if block.rope))
@@ -77,23 +78,40 @@ def check_family(model: Model) -> None:
     wrong: dict[str, tuple[bool, Any]] = {
         "activation": (c.activation != arch.activation, c.activation),
         "qk_norm": (qk_norms != {arch.qk_norm}, qk_norms),
+        "qk_norm_last": (last != {arch.qk_norm_last}, last),
         "norm_before, norm_after": (norms != {(arch.norm_before, arch.norm_after)}, norms),
-        "embed_scale": (not math.isclose(c.embed_scale, embed_scale, rel_tol=1e-4), c.embed_scale),
+        "embed_scale": (
+            "embed_scale" not in arch.multipliers
+            and not math.isclose(c.embed_scale, embed_scale, rel_tol=1e-4),
+            c.embed_scale,
+        ),
+        "residual_scale": (
+            "residual_scale" not in arch.multipliers and c.residual_scale != 1,
+            c.residual_scale,
+        ),
+        "logit_scale": (
+            "logit_scale" not in arch.multipliers and c.logit_scale != 1,
+            c.logit_scale,
+        ),
+        **{
+            name: ((getattr(c, name) is not None) != arch.softcaps, getattr(c, name))
+            for name in SOFTCAPS
+        },
         "attn_scale": (
             qk_norms == {None} and not math.isclose(c.attn_scale, assumed_scale(c)),
             c.attn_scale,
         ),
         "choice of the layers that rotate": (
-            rotating != [arch.rope_layers(i) for i in range(c.layers)],
+            rotating != [arch.rope_layers(i, c.layers) for i in range(c.layers)],
             [int(rotates) for rotates in rotating],
         ),
         "rope dim": (not arch.partial_rope and rope.dim != c.head_dim, rope.dim),
         "rope scaling": (not rope_is_known(c, arch), [rope.scaling for rope in distinct]),
         "query temperature": (bool(rope.temperature) and not arch.temperature, rope.temperature),
-        "rope": (len(distinct) > (1 if arch.local_rope_base is None else 2), distinct),
-        "window": (arch.windows == "period" and (window is None or _period(c) is None), window),
+        "rope": (_foreign_ropes(c), c.ropes),
+        "window": (_foreign_pattern(c), window),
         "head_dim": (arch.heads_span_hidden and c.heads * c.head_dim != c.hidden, c.head_dim),
-        "tied": (arch.untied and c.tied, c.tied),
+        "tied": ((arch.untied and c.tied) or (arch.tied and not c.tied), c.tied),
     }
     for name, (is_wrong, value) in wrong.items():
         if is_wrong:
@@ -125,6 +143,8 @@ def architecture(c: ModelConfig) -> Architecture:
 
 def assumed_scale(c: ModelConfig) -> float:
     """The factor on attention scores that llama.cpp computes with."""
+    if "attn_scale" in architecture(c).multipliers:
+        return c.attn_scale
     dim = architecture(c).query_dim(c.layers, c.hidden, c.heads, c.head_dim)
     return float(dim**-0.5)
 
@@ -153,9 +173,27 @@ def _period(c: ModelConfig) -> int | None:
     return None
 
 
+def _foreign_pattern(c: ModelConfig) -> bool:
+    """Whether llama.cpp cannot give windows to the layers that have them."""
+    kind = architecture(c).windows_of(c.layers)
+    if kind == "optional" and first_window(c) is None:
+        return False
+    return kind in ("period", "optional") and (first_window(c) is None or _period(c) is None)
+
+
+def _foreign_ropes(c: ModelConfig) -> bool:
+    """Whether llama.cpp cannot rotate the layers with a window otherwise than the others."""
+    arch = architecture(c)
+    if arch.local_unscaled:
+        plain = replace(full_rope(c), scaling=None)
+        return any(block.rope != plain for block in c.blocks if block.rope and block.window)
+    return len(c.ropes) > (1 if arch.local_rope_base is None else 2)
+
+
 def foreign_window(c: ModelConfig) -> int | None:
     """The sliding window of a family that llama.cpp runs without one."""
-    return None if architecture(c).windows == "period" else first_window(c)
+    kind = architecture(c).windows_of(c.layers)
+    return None if kind in ("period", "optional") else first_window(c)
 
 
 def layout(model: Model) -> list[Placed]:
@@ -276,7 +314,12 @@ def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[st
         "rope.dimension_count": rope.dim,
         "rope.freq_base": float(rope.base),
     }
-    if arch.windows == "period":
+    for name in arch.multipliers:
+        value = getattr(c, name)
+        ours[MULTIPLIERS[name]] = float(1 / value if name == "logit_scale" else value)
+    if arch.softcaps:
+        ours |= {key: float(getattr(c, name)) for name, (key, _) in SOFTCAPS.items()}
+    if first_window(c) is not None and foreign_window(c) is None:
         ours["attention.sliding_window"] = first_window(c)
         ours["attention.sliding_window_pattern"] = _period(c)
     if arch.local_rope_base is not None:

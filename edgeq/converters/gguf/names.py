@@ -25,6 +25,7 @@ class ModelShape:
     Args:
         arch: what llama.cpp computes for the file's architecture.
         layers, heads, kv_heads, head_dim: numbers of them.
+        rotated: values of a head that rotate, from its first.
         ffn: the feed-forward's true length.
         padded: its length in the file.
         tied: whether the head is the embedding.
@@ -36,6 +37,7 @@ class ModelShape:
     heads: int
     kv_heads: int
     head_dim: int
+    rotated: int
     ffn: int
     padded: int
     tied: bool

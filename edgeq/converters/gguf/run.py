@@ -28,6 +28,7 @@ from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, U
 from edgeq.importers.gguf.blocks import quant_rows
 from edgeq.importers.gguf.file import GgufFile, open_gguf
 from edgeq.importers.huggingface.families import GGUF_FAMILIES
+from edgeq.importers.lazy import half_split_order
 from edgeq.model.config import ModelConfig
 from edgeq.model.formulas import dense
 
@@ -209,8 +210,7 @@ def read_weights(path: Path) -> Iterator[StoredWeight]:
             for a in range(0, len(whole), step):
                 part = whole[a : a + step]
                 if heads:
-                    part = part.reshape(heads, -1, 2, part.shape[1]).swapaxes(1, 2)
-                    part = part.reshape(len(whole), -1)
+                    part = part[half_split_order(len(whole), heads, shape.rotated)]
                 yield _stored(our, entry.type, part, columns, a)
         file.mapping.release()
 
@@ -365,6 +365,7 @@ def _shape(file: GgufFile) -> ModelShape:
             heads=int(keys[f"{arch}.attention.head_count"]),
             kv_heads=int(keys[f"{arch}.attention.head_count_kv"]),
             head_dim=int(keys[f"{arch}.attention.key_length"]),
+            rotated=int(keys[f"{arch}.rope.dimension_count"]),
             ffn=int(keys.get("edgeq.feed_forward", padded)),
             padded=padded,
             tied="output.weight" not in file.tensors,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.gguf.names import ModelShape
+from edgeq.importers.lazy import half_split_order
 from edgeq.model.block import GATE_PROJ, UP_PROJ, QKNorm
 
 Array = NDArray[np.float32]
@@ -126,7 +127,8 @@ def results(recorder: TensorRecorder, shape: ModelShape) -> dict[str, Array]:
         else:
             values[at + "out"] = _stream(graph, after + "attn_norm", after + "attn_q")
     values["final_norm"] = graph.normed("output_norm.weight")
-    values["logits"] = graph.product("token_embd.weight" if shape.tied else "output.weight")
+    head = "token_embd.weight" if shape.tied else "output.weight"
+    values["logits"] = graph.finished(head)
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -148,7 +150,7 @@ def _attention(graph: _Graph, shape: ModelShape, i: int, values: dict[str, Array
         heads = {"q": shape.heads, "k": shape.kv_heads}.get(letter, 0)
         neighbors = bool(heads) and shape.arch.interleaved
         if value is not None and neighbors:
-            value = _half_split(value, heads)
+            value = _half_split(value, heads, shape.rotated)
         values[at + letter] = value
         if letter == "v":
             continue
@@ -160,14 +162,16 @@ def _attention(graph: _Graph, shape: ModelShape, i: int, values: dict[str, Array
             4 * start if fused is not None else 0,
         )
         if rotated is not None:
-            rotated = (_half_split(rotated, heads) if neighbors else rotated) / factor
+            rotated = (
+                _half_split(rotated, heads, shape.rotated) if neighbors else rotated
+            ) / factor
         values[f"{at}{letter}_rope"] = rotated
 
 
-def _half_split(value: Array, heads: int) -> Array:
-    """Neighbors (2j, 2j+1) of each head to j and j + D/2: [T, H*D] or [T, H, D]."""
-    dim = value.shape[-1] // (heads if value.ndim == 2 else 1)
-    return value.reshape(-1, heads, dim // 2, 2).swapaxes(2, 3).reshape(value.shape)
+def _half_split(value: Array, heads: int, rotated: int) -> Array:
+    """Neighbors (2j, 2j+1) of each head to j and j + rotated/2: [T, H*D] or [T, H, D]."""
+    order = half_split_order(value[0].size, heads, rotated)
+    return value.reshape(len(value), -1)[:, order].reshape(value.shape)
 
 
 class _Graph:
@@ -186,6 +190,14 @@ class _Graph:
         address = self._users.get(("MUL_MAT", weight))
         biased = self._users.get(("ADD", weight.removesuffix("weight") + "bias"))
         return self._rows(biased or address)
+
+    def finished(self, weight: str) -> Array | None:
+        """The product with a matrix, after the factors and the cap that follow it: [T, N]."""
+        address = self._users.get(("MUL_MAT", weight))
+        for after, node in self._nodes.items():  # in the order in which they were computed
+            if node.op in ("SCALE", "TANH", "UNARY") and node.sources[:1] == (address,):
+                address = after
+        return self._rows(address)
 
     def into(self, weight: str) -> Array | None:
         """The inputs of a matrix product: [T, K]."""

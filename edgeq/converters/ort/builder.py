@@ -219,6 +219,7 @@ class OrtBuilder:
             scale=float(c.attn_scale),
             do_rotary=0,
             local_window_size=c.blocks[layer].window or -1,
+            **({} if c.attn_softcap is None else {"softcap": float(c.attn_softcap)}),
         )
         if self._settings.kv == "float16":
             whole = name if padded == c.head_dim else f"{name}.wide"
@@ -242,6 +243,19 @@ class OrtBuilder:
     def add(self, name: str, a: str, b: str) -> str:
         """The sum of two."""
         return self._graph.node("Add", [a, b], name)
+
+    def scaled(self, name: str, x: str, factor: float) -> str:
+        """x times a number."""
+        number = self._graph.constant(f"number.{factor!r}", np.array(factor, np.float32))
+        return self._graph.node("Mul", [x, number], name)
+
+    def capped(self, name: str, x: str, cap: float) -> str:
+        """cap * tanh(x / cap)."""
+        number = self._graph.constant(f"number.{cap!r}", np.array(cap, np.float32))
+        part = self._graph.node("Div", [x, number], f"{name}.part")
+        return self._graph.node(
+            "Mul", [self._graph.node("Tanh", [part], f"{name}.tanh"), number], name
+        )
 
     def logits(self, name: str, x: str, weight: str) -> str:
         """The head, on all positions or the last."""

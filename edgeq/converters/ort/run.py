@@ -25,6 +25,7 @@ from edgeq.converters.validate.kernels import Kernels, by_blocks, half
 from edgeq.core.errors import EdgeqError, FormatError, UsageError
 from edgeq.formats.tensor import Tensor
 from edgeq.model.config import ModelConfig
+from edgeq.model.decoder import OUTER_STEPS
 from edgeq.model.formulas import Array, dense
 from edgeq.model.reference import CacheRounding, checked_tokens
 
@@ -276,7 +277,7 @@ def tracer(path: Path) -> Iterator[Trace]:
         out
         for node in proto.graph.node
         for out in node.output
-        if out == "embed" or out == "final_norm" or _is_step(out)
+        if (out in OUTER_STEPS and out != "logits") or _is_step(out)
     ]
     kind = onnx.TensorProto.FLOAT
     for name in names:

@@ -396,6 +396,8 @@ class _LiteRTBuilder:
         if key_scales is not None:
             scores = g.mul(scores, key_scales)
         scores = g.reshape(scores, (1, c.heads, n, rows))
+        if c.attn_softcap is not None:
+            scores = self.capped("", scores, c.attn_softcap)
         weights = g.softmax(g.add(scores, self._mask(layer)))
         weights = g.reshape(weights, (1, c.kv_heads, c.group * n, rows))
         if value_scales is not None:
@@ -449,5 +451,12 @@ class _LiteRTBuilder:
     def add(self, name: str, a: Value, b: Value) -> Value:
         return self._g.add(a, b, name)
 
+    def scaled(self, name: str, x: Value, factor: float) -> Value:
+        return self._g.mul(x, self._g.constant(float(factor)), name)
+
+    def capped(self, name: str, x: Value, cap: float) -> Value:
+        g, number = self._g, self._g.constant(float(cap))
+        return g.mul(g.tanh(g.div(x, number)), number, name)
+
     def logits(self, name: str, x: Value, weight: str) -> Value:
-        return self.linear("", x, weight)
+        return self.linear("" if name == "logits" else name, x, weight)

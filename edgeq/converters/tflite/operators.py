@@ -244,6 +244,10 @@ class SubgraphWriter:
         """1 / (1 + exp(-x))."""
         return self.op("LOGISTIC", [x], x.shape)
 
+    def tanh(self, x: Value) -> Value:
+        """The hyperbolic tangent."""
+        return self.op("TANH", [x], x.shape)
+
     def gelu_tanh(self, x: Value) -> Value:
         """GELU's tanh form."""
         return self.op("GELU", [x], x.shape, options="GeluOptions", approximate=True)

@@ -18,14 +18,13 @@ from edgeq.converters.validate.constants import operator
 from edgeq.core.errors import EdgeqError, FormatError
 from edgeq.formats.packing import round_up
 from edgeq.graph.tflite.schema import mapped_flatbuffer, schema
+from edgeq.model.decoder import OUTER_STEPS
 
 METADATA = "edgeq"
 """The file's metadata entry that is ours: JSON."""
 VERSION = 1
 """Of that entry."""
 _PIECE = 1 << 22
-_NAMES = ("embed", "final_norm", "logits")
-"""Results of the decoder that are no layer's."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ def with_results(header: Header, out: Path) -> None:
         for op in graph.operators:
             for index in op.outputs:
                 name = _plain(graph.tensors[index])
-                named = name in _NAMES or name.startswith("layers.")
+                named = name in OUTER_STEPS or name.startswith("layers.")
                 if named and index not in outputs:
                     entry = s.TensorMapT()
                     entry.name, entry.tensorIndex = name, index

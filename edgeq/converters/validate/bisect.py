@@ -51,6 +51,7 @@ _WORDS = {
     "mix": "attention (its scale, mask or cache of keys and values)",
     "o": "the projection after attention",
     "attn_post_norm": "the norm after attention",
+    "attn_scaled": "the factor on what attention adds",
     "attn_out": "the sum after attention",
     "mlp_norm": "the norm before the feed-forward",
     "gate": "the gate projection",
@@ -58,8 +59,11 @@ _WORDS = {
     "act": "the activation of the gate times up",
     "down": "the down projection",
     "mlp_post_norm": "the norm after the feed-forward",
+    "mlp_scaled": "the factor on what the feed-forward adds",
     "out": "the sum after the feed-forward",
     "final_norm": "the last norm",
+    "head": "the head",
+    "head_scaled": "the factor on the logits",
     "logits": "the head",
 }
 

@@ -31,6 +31,20 @@ _LAYER = {
 }
 
 
+MULTIPLIERS = {
+    "embed_scale": "embedding_scale",
+    "residual_scale": "residual_scale",
+    "logit_scale": "logit_scale",
+    "attn_scale": "attention.scale",
+}
+"""Fields of `ModelConfig` -> the keys that say them; logits are divided by theirs."""
+SOFTCAPS = {
+    "attn_softcap": ("attn_logit_softcapping", 50.0),
+    "logit_softcap": ("final_logit_softcapping", 30.0),
+}
+"""Fields of `ModelConfig` -> the keys that say them, and what is assumed where they are absent."""
+
+
 def _head_dim(layers: int, hidden: int, heads: int, head_dim: int) -> float:
     return head_dim
 
@@ -47,18 +61,27 @@ class Architecture:
         partial_rope: a part of each head may rotate.
         heads_span_hidden: the sizes of all heads together must be hidden.
         untied: the file holds the output head even where it equals the embeddings.
+        tied: the file has no head but the embeddings.
         biases: attention projections that may have biases.
         activation: of the feed-forward.
-        norm_before, norm_after, qk_norm: see `edgeq.model.block.BlockSpec`.
-        rope_layers: whether a layer, by its index, has rotary positions.
+        norm_before, norm_after, qk_norm, qk_norm_last: see `edgeq.model.block.BlockSpec`.
+        rope_layers: whether a layer, by its index and how many there are, has rotary positions.
         rope_factors: a tensor ``rope_freqs.weight`` stretches the frequencies.
         long_factors: two tensors may hold longrope's factors.
         yarn_log: ``rope.scaling.yarn_log_multiplier`` is read, yarn's ``mscale_all_dim``.
         temperature: queries may have a temperature that depends on the position.
+        rope_alpha: a key may say by what the base is stretched.
         default_rope_base: base of the frequencies where the file states none; None if it must.
         local_rope_base: the same for layers with a window, where these have a base of their own.
+        multipliers: which of the numbers in `MULTIPLIERS` keys of a file say.
+        softcaps: attention scores and logits are capped, by what keys of a file say.
+        local_unscaled: the frequencies of layers with a window are never stretched.
         windows: which layers have a sliding window: "none" in llama.cpp, whatever a file says;
-            "all"; those of a "period" that the file states; or "unsupported" by edgeq.
+            "all"; those of a "period" that the file states; or "optional": those of a period, if
+            the file states a window.
+        windowed_depths: the numbers of layers of the models that have windows; others have none.
+            All models have them if it is empty.
+        default_window: the window where the file does not say.
         window_period: of how many layers one sees all positions, where the file does not say.
         scaled_embeddings: embeddings are multiplied by sqrt(hidden).
         query_dim: of layers, hidden, heads and head_dim, the number whose -0.5th power scales
@@ -71,19 +94,27 @@ class Architecture:
     partial_rope: bool = False
     heads_span_hidden: bool = False
     untied: bool = False
+    tied: bool = False
     biases: tuple[str, ...] = ()
     activation: Activation = "silu"
     norm_before: bool = True
     norm_after: bool = False
     qk_norm: QKNorm | None = None
-    rope_layers: Callable[[int], bool] = lambda layer: True
+    qk_norm_last: bool = False
+    rope_layers: Callable[[int, int], bool] = lambda layer, layers: True
     rope_factors: bool = False
     long_factors: bool = False
     yarn_log: bool = False
     temperature: bool = False
+    rope_alpha: bool = False
     default_rope_base: float | None = 10_000.0
     local_rope_base: float | None = None
-    windows: Literal["none", "all", "period", "unsupported"] = "none"
+    multipliers: tuple[str, ...] = ()
+    softcaps: bool = False
+    local_unscaled: bool = False
+    windows: Literal["none", "all", "period", "optional"] = "none"
+    windowed_depths: tuple[int, ...] = ()
+    default_window: int = 0
     window_period: int = 1
     scaled_embeddings: bool = False
     query_dim: Callable[[int, int, int, int], float] = _head_dim
@@ -96,6 +127,11 @@ class Architecture:
             'blk.3.ffn_up.weight'
         """
         return _stored(name, {**_LAYER, **self.tensors})
+
+    def windows_of(self, layers: int) -> Literal["none", "all", "period", "optional"]:
+        """`windows` of a model of so many layers."""
+        has = not self.windowed_depths or layers in self.windowed_depths
+        return self.windows if has else "none"
 
     def is_interleaved(self, name: str) -> bool:
         """Whether the file stores the rows of a tensor of edgeq in interleaved rotary order."""

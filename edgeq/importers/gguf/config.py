@@ -10,9 +10,10 @@ what is assumed where a key is absent.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from edgeq.core.errors import FormatError, UnsupportedError
-from edgeq.importers.gguf.architecture import Architecture
+from edgeq.importers.gguf.architecture import MULTIPLIERS, SOFTCAPS, Architecture
 from edgeq.importers.gguf.keys import Keys
 from edgeq.importers.gguf.rope import TensorSource, read_rope
 from edgeq.importers.unread import shown
@@ -53,7 +54,13 @@ def read_config(keys: Keys, family: str, arch: Architecture, source: TensorSourc
         )
     context = keys.count("{arch}.context_length")
     scale = arch.query_dim(layers, hidden, heads, head_dim) ** -0.5
-    _check_scale(keys, scale)
+    if "attn_scale" not in arch.multipliers:
+        _check_scale(keys, scale)
+    numbers = {
+        "embed_scale": hidden**0.5 if arch.scaled_embeddings else 1.0,
+        "attn_scale": scale,
+        **_numbers(keys, arch),
+    }
     config = ModelConfig(
         family=family,
         hidden=hidden,
@@ -66,8 +73,7 @@ def read_config(keys: Keys, family: str, arch: Architecture, source: TensorSourc
         blocks=_read_blocks(keys, arch, source, layers, head_dim, context),
         norm_eps=keys.number("{arch}.attention.layer_norm_rms_epsilon"),
         activation=arch.activation,
-        embed_scale=hidden**0.5 if arch.scaled_embeddings else 1.0,
-        attn_scale=scale,
+        **numbers,
         tied="output.weight" not in source,
     )
     keys.check_unread()
@@ -87,18 +93,41 @@ def _read_blocks(
     if arch.local_rope_base is not None:
         base = keys.number("{arch}.rope.freq_base_swa", arch.local_rope_base)
         local = RopeSpec(base, rope.dim)
-    window = _window(keys, arch, context)
+    elif arch.local_unscaled:
+        local = replace(rope, scaling=None)
+    window = _window(keys, arch, layers, context)
     where = _window_layers(keys, arch, layers, window)
     return tuple(
         BlockSpec(
             norm_before=arch.norm_before,
             norm_after=arch.norm_after,
             qk_norm=arch.qk_norm,
-            rope=(local if where[i] else rope) if arch.rope_layers(i) else None,
+            qk_norm_last=arch.qk_norm_last,
+            rope=(local if where[i] else rope) if arch.rope_layers(i, layers) else None,
             window=window if where[i] else None,
         )
         for i in range(layers)
     )
+
+
+def _numbers(keys: Keys, arch: Architecture) -> dict[str, float]:
+    """The multipliers and soft caps that the file states; llama.cpp leaves those at 0 out."""
+    found = {}
+    for name in arch.multipliers:
+        value = keys.number(f"{{arch}}.{MULTIPLIERS[name]}", 0.0)
+        if value:
+            found[name] = 1 / value if name == "logit_scale" else value
+    if arch.softcaps:
+        for name, (key, default) in SOFTCAPS.items():
+            cap = keys.number(f"{{arch}}.{key}", default)
+            if not cap:
+                raise UnsupportedError(
+                    f"{keys.path}: {keys.name('{arch}.' + key)} is {cap:g}, by which llama.cpp "
+                    "divides; remove the key if the model was trained with the usual "
+                    f"{default:g}"
+                )
+            found[name] = cap
+    return found
 
 
 def _check_scale(keys: Keys, assumed: float) -> None:
@@ -110,20 +139,16 @@ def _check_scale(keys: Keys, assumed: float) -> None:
         )
 
 
-def _window(keys: Keys, arch: Architecture, context: int) -> int | None:
+def _window(keys: Keys, arch: Architecture, layers: int, context: int) -> int | None:
     """The sliding window.
 
     Phi-3's is applied as Transformers applies it and as the model was trained, although llama.cpp
     leaves it off.
     """
-    window = int(keys.number(_WINDOW, 0)) or None
-    if window is None or arch.windows in ("all", "period"):
+    has = arch.windows_of(layers) != "none"
+    window = int(keys.number(_WINDOW, arch.default_window if has else 0)) or None
+    if window is None or has:
         return window
-    if arch.windows == "unsupported":
-        raise UnsupportedError(
-            f"{keys.path}: {keys.name(_WINDOW)} is {window}; edgeq runs models of the {arch.name} "
-            "architecture without a window"
-        )
     if window < context:
         raise UnsupportedError(
             f"{keys.path}: {keys.name(_WINDOW)} is {window}, and llama.cpp runs this architecture "
@@ -137,7 +162,7 @@ def _window_layers(
     keys: Keys, arch: Architecture, layers: int, window: int | None
 ) -> tuple[bool, ...]:
     """Which layers have a window: all, or all but every so-many-th, or as an array says."""
-    if arch.windows != "period":
+    if arch.windows_of(layers) in ("none", "all"):
         return (window is not None,) * layers
     pattern = keys.get(_PATTERN)
     if window is None:

@@ -219,6 +219,7 @@ def _alone(
             f"{source.path}: tensor {stored} has {tensor.shape[0]} rows; "
             f"the config says {heads} heads of {config.head_dim}"
         )
+    rope = config.ropes[0]  # of such architectures all layers that rotate do so alike
     if isinstance(tensor, GgufTensor):
-        return replace(tensor, order=half_split_order(tensor.shape[0], heads))
-    return half_split(tensor, heads)
+        return replace(tensor, order=half_split_order(tensor.shape[0], heads, rope.dim))
+    return half_split(tensor, heads, rope.dim)

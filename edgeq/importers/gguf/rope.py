@@ -9,6 +9,7 @@ rope.scaling.attn_factor                    multiplies what is rotated, beside y
 rope.scaling.yarn_log_multiplier            yarn's mscale_all_dim, with an mscale of one
 rope.scaling.yarn_beta_fast, _slow          yarn's limits
 attention.temperature_scale                 of queries, by positions of the original context
+rope.scaling.alpha                          by which the base is stretched, Hunyuan's
 rope_freqs.weight                           divisors of the frequencies, Llama 3.1's
 rope_factors_long.weight, _short.weight     longrope's, whatever the type says
 """
@@ -27,7 +28,7 @@ from edgeq.importers.gguf.architecture import Architecture
 from edgeq.importers.gguf.keys import Keys
 from edgeq.importers.unread import shown
 from edgeq.model.block import RopeScaling, RopeSpec
-from edgeq.model.rotary import rope_frequencies, yarn_attention_factor
+from edgeq.model.rotary import rope_frequencies, stretched_base, yarn_attention_factor
 
 _TYPE, _FACTOR = "{arch}.rope.scaling.type", "{arch}.rope.scaling.factor"
 _OLD_FACTOR = "{arch}.rope.scale_linear"
@@ -37,6 +38,7 @@ _LOG_MULTIPLIER = "{arch}.rope.scaling.yarn_log_multiplier"
 _EXTRAPOLATION = "{arch}.rope.scaling.yarn_ext_factor"
 _BETAS = "{arch}.rope.scaling.yarn_beta_fast", "{arch}.rope.scaling.yarn_beta_slow"
 _TEMPERATURE = "{arch}.attention.temperature_scale"
+_ALPHA = "{arch}.rope.scaling.alpha"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 """Longrope's tensors."""
 _ORIGINAL_CONTEXTS = tuple(1 << power for power in range(4, 21))
@@ -78,6 +80,8 @@ def read_rope(
             f"{keys.path}: {arch.name}.rope.dimension_count is {dim} and heads have {head_dim} "
             f"dimensions; in the {arch.name} architecture all of them rotate"
         )
+    if arch.rope_alpha and (alpha := keys.number(_ALPHA, 0.0)):
+        base = stretched_base(base, alpha, dim)
     rope = RopeSpec(base, dim, _scaling(keys, arch, source, dim, context))
     if arch.temperature and (beta := keys.number(_TEMPERATURE, 0.0)):
         length = keys.count(_ORIGINAL, context)

@@ -115,6 +115,8 @@ def _biases(family: Family, values: Values) -> tuple[str, ...]:
     if family.biases == "qkv":
         values.read |= {"attention_bias", "qkv_bias"}
         return ("q_proj", "k_proj", "v_proj")
+    if family.biases == "qkv_if_attention_bias" and values.flag("attention_bias"):
+        return ("q_proj", "k_proj", "v_proj")
     if family.biases == "attention_bias" and values.flag("attention_bias"):
         return ("q_proj", "k_proj", "v_proj", "o_proj")
     return ()
@@ -144,13 +146,19 @@ def model_config(
     own = values.get("head_dim") is not None and not values.is_null("head_dim")
     head_dim = values.count("head_dim") if own else hidden // heads
     context = values.count("max_position_embeddings")
-    blocks = family.blocks(values, Shape(layers, hidden, heads, head_dim, context))
+    shape = Shape(layers, hidden, heads, head_dim, context)
+    blocks = family.blocks(values, shape)
     context = stretched_context(values, context, blocks)
     query_dim = values.number(family.query_scale_key) if family.query_scale_key else head_dim
+    numbers = {
+        "embed_scale": hidden**0.5 if family.scaled_embeddings else 1.0,
+        "attn_scale": query_dim**-0.5,
+        **family.numbers(values, shape),
+    }
     return ModelConfig(
         family=family.name,
         hidden=hidden,
-        ffn=values.count("intermediate_size"),
+        ffn=values.count(family.ffn_key),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -160,8 +168,7 @@ def model_config(
         norm_eps=values.number("rms_norm_eps"),
         norm_offset=family.norm_offset,
         activation=_activation(values, family.activation_key),
-        embed_scale=hidden**0.5 if family.scaled_embeddings else 1.0,
-        attn_scale=query_dim**-0.5,
+        **numbers,
         tied=values.flag("tie_word_embeddings"),
         bos=_one_token(values),
         eos=_tokens(values, generation or {}),

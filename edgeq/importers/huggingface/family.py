@@ -60,13 +60,18 @@ class Family:
             them; the usual one first.
         blocks: reads what each layer is from a configuration.
         defaults: values of absent keys, as the configuration class of Transformers has them.
-        biases: which attention projections have biases: none; q, k and v; or all four if
-            ``attention_bias`` says so.
+        biases: which attention projections have biases: none; q, k and v, always or if
+            ``attention_bias`` says so; or all four if it says so.
         activation_key: the key of the feed-forward's activation.
         norm_offset: added to every norm weight.
         scaled_embeddings: embeddings are multiplied by sqrt(hidden).
+        numbers: reads the fields of `ModelConfig` that keys of the family alone say, as
+            ``residual_scale`` and ``logit_softcap``.
         query_scale_key: the key of the number whose -0.5th power scales attention scores, where
             that is not the size of a head.
+        ffn_key: the key of the feed-forward's size.
+        tensors: part of a layer -> its name in the checkpoint, where that is not the usual one.
+        interleaved: rows of q and k lie in the order that rotates neighbors (2j, 2j+1).
         fused: stored tensor -> the parts whose rows it holds, one after the other.
         text_config: the decoder of a vision-language model lies in this key of its configuration,
             and its tensors' names begin with `prefix`.
@@ -83,11 +88,15 @@ class Family:
     classes: tuple[str, ...]
     blocks: Callable[[Values, Shape], Sequence[BlockSpec]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    biases: Literal["none", "qkv", "attention_bias"] = "none"
+    biases: Literal["none", "qkv", "qkv_if_attention_bias", "attention_bias"] = "none"
     activation_key: str = "hidden_act"
     norm_offset: float = 0.0
     scaled_embeddings: bool = False
+    numbers: Callable[[Values, Shape], Mapping[str, Any]] = lambda values, shape: {}
     query_scale_key: str | None = None
+    ffn_key: str = "intermediate_size"
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    interleaved: bool = False
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     text_config: str | None = None
     prefix: str = ""

@@ -15,7 +15,8 @@ from edgeq.core.errors import FormatError
 from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.importers.huggingface.checkpoint import Checkpoint
 from edgeq.importers.huggingface.config import read_config
-from edgeq.importers.huggingface.quantized.stored import KeptMatrix
+from edgeq.importers.huggingface.quantized.stored import KeptMatrix, Tensors
+from edgeq.importers.lazy import half_split, half_split_order
 from edgeq.importers.pooling import FILE as POOLING
 from edgeq.importers.tokenizer.sentencepiece_model import tokenizer_files
 from edgeq.model.block import tensor_name
@@ -62,12 +63,37 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
             names.append(name)
     for name in names:
         part = fused.get(name)
-        tensors[name] = checkpoint.tensor(name) if part is None else part.read(checkpoint)
+        if part is not None:
+            tensors[name] = part.read(checkpoint)
+            continue
+        tensor = checkpoint.tensor(stored_name(name, config.family.tensors))
+        tensors[name] = _half_split(tensor, name, model) if config.family.interleaved else tensor
     checkpoint.check_all_read(model)
     files = {} if headers_only else _files(folder)
     result = Model(model, tensors, files, {"source": folder.resolve().name})
     result.validate()
     return result
+
+
+def stored_name(name: str, parts: Mapping[str, str]) -> str:
+    """What a checkpoint calls a tensor, whose family has other names for some parts of a layer."""
+    stem, _, end = name.rpartition(".")
+    for part, stored in parts.items():
+        if stem.endswith("." + part):
+            return f"{stem.removesuffix(part)}{stored}.{end}"
+    return name
+
+
+def _half_split(tensor: Tensors, name: str, config: ModelConfig) -> Tensor:
+    """A tensor, its rows in half-split rotary order if they are those of q or k."""
+    heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(name.split(".")[-2])
+    if heads is None:
+        return tensor
+    rope = config.blocks[int(name.split(".")[2])].rope
+    rotated = 0 if rope is None else rope.dim
+    if isinstance(tensor, KeptMatrix):
+        return replace(tensor, order=half_split_order(tensor.shape[0], heads, rotated))
+    return half_split(tensor, heads, rotated)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ _GENERATION = unread.word_set(
 _HARMLESS = _COMMON | _GENERATION
 
 _ONLY: dict[str, tuple[Any, ...]] = {
+    "activation": ("swiglu",),
     "add_cross_attention": (False,),
     "alibi": (False,),
     "apply_rope": (True,),
@@ -129,10 +130,10 @@ def check_unread(
         UnsupportedError: names such keys and their values.
     """
     for key in _NO_SOFTCAP:
-        if key in raw and raw[key] is not None:
+        if key not in read and raw.get(key) is not None:
             raise UnsupportedError(
                 f"{path}: {key} is {unread.shown(raw[key])}, which edgeq cannot run; it runs "
-                "models without soft caps (null)"
+                "models of this type without soft caps (null)"
             )
     offenders = {}
     for key, value in raw.items():

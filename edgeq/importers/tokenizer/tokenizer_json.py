@@ -39,6 +39,13 @@ _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _CONTRACTED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 _TEKKEN = _CASED % ("", "") + r"|\p{N}" + _REST
 _GPT4O = _CASED % (_CONTRACTED, _CONTRACTED) + r"|\p{N}{1,3}" + _REST
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ゠-ヿ]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
+    "|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+",
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,11 @@ PRE_TOKENIZERS = {
     "smaug-bpe": PreTokenizer((_LLAMA3,)),
     "phi-2": PreTokenizer((_GPT2,)),
     "olmo": PreTokenizer((_GPT2,)),
+    "exaone4": PreTokenizer((_GPT2,)),
+    "glm4": PreTokenizer((_LLAMA3,)),
+    "chatglm-bpe": PreTokenizer((_LLAMA3,)),
+    "hunyuan-dense": PreTokenizer(_DEEPSEEK3),
+    "deepseek-v3": PreTokenizer(_DEEPSEEK3),
     "tekken": PreTokenizer((_TEKKEN,), whole_words=True, add_bos=True, exact=False),
     "gpt-4o": PreTokenizer((_GPT4O,), exact=False),
 }

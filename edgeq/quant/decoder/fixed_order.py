@@ -13,7 +13,7 @@ from edgeq.formats.tensor import Tensor
 from edgeq.model.formulas import BLOCK_ELEMENTS, Array, attend_blocks
 from edgeq.model.reference import Reference
 from edgeq.model.reference_cache import KV
-from edgeq.quant.kernels.products import activation, product, row_products, softmax
+from edgeq.quant.kernels.products import activation, product, row_products, softcap, softmax
 
 
 class FixedOrderReference(Reference):
@@ -39,6 +39,10 @@ class FixedOrderReference(Reference):
         out *= up
         return self._result(name, out)
 
+    def capped(self, name: str, x: Array, cap: float) -> Array:
+        """Compute cap * tanh(x / cap)."""
+        return self._result(name, softcap(x, cap))
+
 
 class FixedOrderKV(KV):
     """Keys and values, with attention in a fixed order of summation."""
@@ -57,6 +61,8 @@ class FixedOrderKV(KV):
                 queries = grouped[rows, head].reshape(count * c.group, c.head_dim)
                 scores = product(queries, keys[seen, head])
                 scores *= np.float32(c.attn_scale)
+                if c.attn_softcap is not None:
+                    scores = softcap(scores, c.attn_softcap)
                 scores[hidden] = -np.inf
                 mixed = product(softmax(scores), values[seen, head].T)
                 out[rows, head] = mixed.reshape(count, c.group, c.head_dim)

@@ -149,7 +149,7 @@ class ReplayedModel:
         """Logits of every ``every``-th position, float32 [T, V] for each window."""
         ref = self.reference
         parts = [x[::every] for x in self.hidden[windows]]
-        logits = ref.linear("logits", decoder.head_in(ref, np.concatenate(parts)), self._head)
+        logits = decoder.head(ref, ref.config, decoder.head_in(ref, np.concatenate(parts)))
         return np.split(logits, np.cumsum([len(part) for part in parts[:-1]]))
 
     def weight(self, name: str) -> Array:

@@ -26,7 +26,7 @@ from edgeq.model.formulas import Array, apply_rope
 from edgeq.model.model import Model
 from edgeq.model.rotary import rope_tables
 from edgeq.quant.decoder.fixed_order import FixedOrderReference
-from edgeq.quant.kernels.products import product, products, softmax
+from edgeq.quant.kernels.products import product, products, softcap, softmax
 from edgeq.quant.rounders.qparams import check_finite
 
 LEAST_LIKELY = 0.05
@@ -146,6 +146,8 @@ class _Lockstep(FixedOrderReference):
         seen = slice(c.blocks[layer].first_seen(place), place + 1)
         scores = products(q.reshape(-1, c.group, c.head_dim), keys[:, :, seen].transpose(0, 2, 1))
         scores *= np.float32(c.attn_scale)
+        if c.attn_softcap is not None:
+            scores = softcap(scores, c.attn_softcap)
         mixed = products(softmax(scores), values[:, seen].transpose(0, 2, 1))
         return self._result(name, mixed.reshape(self._count, -1))
 

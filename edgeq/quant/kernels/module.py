@@ -26,6 +26,7 @@ def module(registers: Registers) -> ir.Module:
     vectors.define_column_sums(mod, "edgeq_column_squares", square=True)
     vectors.define_softmax_rows(mod)
     vectors.define_activation(mod)
+    vectors.define_tanh(mod)
     vectors.define_cholesky(mod)
     vectors.define_upper_inverse(mod)
     return mod

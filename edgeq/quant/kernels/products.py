@@ -190,12 +190,23 @@ def softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def activation(kind: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """The gate's nonlinearity: "silu", or "gelu_tanh"."""
+    return _elementwise("edgeq_activation", x, int(kind != "silu"))
+
+
+def softcap(x: NDArray[np.float32], cap: float) -> NDArray[np.float32]:
+    """``cap * tanh(x / cap)``."""
+    divisor = np.float32(cap)
+    return _elementwise("edgeq_tanh", x / divisor) * divisor
+
+
+def _elementwise(name: str, x: NDArray[np.float32], *arguments: int) -> NDArray[np.float32]:
+    """A function of the module on a copy of x."""
     out = np.zeros(-(-x.size // 16) * 16, np.float32)
     out[: x.size] = x.reshape(-1)
-    call = function("edgeq_activation")
+    call = function(name)
     threads = thread_count() if x.size > SMALL // 8 else 1
     run_pieces([
-        lambda a=a, b=b: call(out[a:].ctypes.data, b - a, int(kind != "silu"))  # type: ignore[misc]
+        lambda a=a, b=b: call(out[a:].ctypes.data, b - a, *arguments)  # type: ignore[misc]
         for a, b in ranges(len(out), 16, threads)
     ])  # fmt: skip
     return out[: x.size].reshape(x.shape)

@@ -51,6 +51,7 @@ SYMBOLS: dict[str, int] = {
     "edgeq_rounding_errors": 8,
     "edgeq_softmax_rows": 3,
     "edgeq_activation": 3,
+    "edgeq_tanh": 2,
     "edgeq_cholesky64": 4,
     "edgeq_upper_inverse64": 3,
 }

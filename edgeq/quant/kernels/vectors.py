@@ -20,7 +20,7 @@ from edgeq.compiler.llvm_ir import (
     splat,
     store,
 )
-from edgeq.compiler.vector_math import activation, exp, floats, larger, tree
+from edgeq.compiler.vector_math import activation, exp, floats, larger, tanh, tree
 
 _F64 = ir.DoubleType()
 
@@ -123,6 +123,17 @@ def define_activation(mod: ir.Module) -> None:
     with loop(b, const(0), n, 16) as i:
         at = b.add(x, b.shl(i, const(2)))
         store(b, activation(b, load(b, at, V16F32, 4), is_gelu), at, 4)
+    b.ret_void()
+
+
+def define_tanh(mod: ir.Module) -> None:
+    """x = tanh(x) in place. Arguments: x, n (a multiple of 16)."""
+    fn = ir.Function(mod, ir.FunctionType(VOID, [I64] * 2), "edgeq_tanh")
+    x, n = fn.args
+    b = ir.IRBuilder(fn.append_basic_block())
+    with loop(b, const(0), n, 16) as i:
+        at = b.add(x, b.shl(i, const(2)))
+        store(b, tanh(b, load(b, at, V16F32, 4)), at, 4)
     b.ret_void()
 
 

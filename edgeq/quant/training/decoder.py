@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
-from edgeq.model.decoder import head_in, layer
+from edgeq.model.decoder import head, head_in, layer
 from edgeq.model.rotary import rope_tables
 
 Weights = Mapping[str, Any]
@@ -64,7 +64,7 @@ class TorchDecoder:
     def head(self, weights: Weights, x: Any) -> Any:
         """Logits float32 [B, T, V] of the last hidden state [B, T, hidden]."""
         builder = _TorchBuilder(self.config, self._rope, weights)
-        return builder.logits("logits", head_in(builder, x), self.config.head_name)
+        return head(builder, self.config, head_in(builder, x))
 
 
 class _TorchBuilder:
@@ -115,10 +115,22 @@ class _TorchBuilder:
         b, _, t, _ = q.shape
         k, v = (part.repeat_interleave(c.group, dim=1) for part in (k, v))
         mask = self._mask(c.blocks[layer].window, t)
+        if c.attn_softcap is not None:
+            return self._capped_attention(q, k, v, mask).transpose(1, 2).reshape(b, t, -1)
         mixed = scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=c.attn_scale
         )
         return mixed.transpose(1, 2).reshape(b, t, -1)
+
+    def _capped_attention(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
+        """Attention [B, H, T, D] whose scores are capped, which torch's own function cannot do."""
+        import torch
+
+        c, t = self._config, q.shape[2]
+        assert c.attn_softcap is not None
+        scores = self.capped("", q @ k.transpose(-1, -2) * c.attn_scale, c.attn_softcap)
+        seen = torch.ones(t, t, dtype=torch.bool).tril() if mask is None else mask
+        return scores.masked_fill(~seen, float("-inf")).softmax(dim=-1) @ v
 
     def _mask(self, window: int | None, t: int) -> Any:
         """What each position of a sliding-window layer sees, bool [T, T]; None if all before."""
@@ -137,6 +149,12 @@ class _TorchBuilder:
 
     def add(self, name: str, a: Any, b: Any) -> Any:
         return a + b
+
+    def scaled(self, name: str, x: Any, factor: float) -> Any:
+        return x * factor
+
+    def capped(self, name: str, x: Any, cap: float) -> Any:
+        return (x / cap).tanh() * cap
 
     def logits(self, name: str, x: Any, weight: str) -> Any:
         return self.linear(name, x, weight)

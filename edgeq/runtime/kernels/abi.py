@@ -154,7 +154,9 @@ ATTENTION = _record(
     "window",  # positions a token sees, itself included; 0 for all
     "norm_q", "norm_k",  # weights of the norms of queries and keys, or 0
     "norm_spans_heads",  # whether one norm spans all heads, rather than each its own
+    "norm_last",  # whether each head is normed after it is rotated
     "scale",  # address of the float32 factor on the scores
+    "softcap",  # address of float32 [scale / cap, cap, 1] if scores are capped, or 0
     "query_block",  # tokens whose queries go through attention together
 )  # fmt: skip
 
@@ -165,8 +167,8 @@ class Step(IntEnum):
     EMBED = 0
     """out = rows of an embedding matrix for the tokens, times `PROGRAM.embed_scale`."""
     NORM = 1
-    """x += branch (normed by ``post_norm`` first, if there is one); out = norm of x; acts = out
-    quantized. Without ``norm``, acts = x quantized."""
+    """x += branch (normed by ``post_norm`` first, if there is one) times ``scale``; out = norm of
+    x; acts = out quantized. Without ``norm``, acts = x quantized."""
     QUANTIZE = 2
     """acts = x quantized."""
     LINEARS = 3
@@ -177,7 +179,7 @@ class Step(IntEnum):
     """The queries, keys and values in the rows of ``x`` and the two after it: normed, rotated,
     appended to the cache; out = attention."""
     HEAD = 6
-    """logits = a matrix times the last tokens' x."""
+    """logits = a matrix times the last tokens' x, times ``scale`` or capped by ``softcap``."""
 
 
 STEP = _record(
@@ -189,6 +191,8 @@ STEP = _record(
     "linear", "linears",  # the first in the program's linears, and how many
     "activation",  # a place in `ACTIVATIONS`
     "layer",  # place in the program's attentions and caches
+    "softcap",  # of HEAD: address of float32 [scale / cap, cap] if logits are capped, or 0
+    ("scale", "f4"),  # of NORM: the factor on branch; of HEAD: that on logits that are not capped
 )  # fmt: skip
 ACTIVATIONS = ("silu", "gelu_tanh")
 

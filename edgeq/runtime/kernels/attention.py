@@ -56,7 +56,8 @@ def _room_for_queries(layer, work, tokens):
 
 @compiled
 def _copy_head(program, layer, row, head, heads, norm, cos, sin, position, target):
-    """Copy one head of q or k from its row to ``target``, normed and rotated.
+    """Copy one head of q or k from its row to ``target``, normed and rotated, or rotated and
+    normed.
 
     Args:
         program, layer: `abi.PROGRAM` and the layer's `abi.ATTENTION`.
@@ -69,7 +70,9 @@ def _copy_head(program, layer, row, head, heads, norm, cos, sin, position, targe
     """
     dim = layer.dim
     source = row + head * dim * _F32
-    if norm and layer.norm_spans_heads:
+    if norm and layer.norm_last:
+        copy_row(source, target, dim)
+    elif norm and layer.norm_spans_heads:
         factor = inverse_rms(row, heads * dim, program.eps)
         scale_row(source, factor, norm + head * dim * _F32, target, dim)
     elif norm:
@@ -78,6 +81,8 @@ def _copy_head(program, layer, row, head, heads, norm, cos, sin, position, targe
         copy_row(source, target, dim)
     at = position * layer.rope_half * _F32
     rotate(target, cos + at, sin + at, layer.rope_half)
+    if norm and layer.norm_last:
+        rms_norm(target, norm, target, dim, program.eps)
 
 
 @compiled

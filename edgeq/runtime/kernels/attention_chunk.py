@@ -43,6 +43,7 @@ from edgeq.runtime.kernels.primitives import (
     put_f32,
     put_u8,
     quantize_row,
+    softcap,
     softmax,
     vector_absmax,
 )
@@ -231,7 +232,10 @@ def _attend_codes(program, layer, cache, head, start, tiles, queries, work, out)
             center_scores_4(center, query, dim_k, centers)
         low, high = max(0, queries.first[r] - start), min(CHUNK, queries.last[r] - start)
         v_scales = cache.value_scales + at * _F32
-        softmax(row, rest, centers, v_scales, layer.scale, low, high, tiles, part)
+        scale = layer.scale
+        if layer.softcap:
+            scale = _cap(layer, row, rest, centers, tiles)
+        softmax(row, rest, centers, v_scales, scale, low, high, tiles, part)
         _clear(row, tiles * TILE, width)
         quantize_row(row, probabilities.address + r * probabilities.stride, width // K_BLOCK)
     values = PackedWeights(
@@ -265,11 +269,29 @@ def _attend_floats(layer, cache, head, start, tiles, queries, work, out):
     for r in range(rows):
         low, high = max(0, queries.first[r] - start), min(CHUNK, queries.last[r] - start)
         row, part = scores.address + r * scores.stride, out.address + r * out.stride
-        softmax(row, nothing, nothing, v_scales, layer.scale, low, high, tiles, part)
+        scale = layer.scale
+        if layer.softcap:
+            softcap(row, width, layer.softcap)
+            scale = layer.softcap + 2 * _F32
+        softmax(row, nothing, nothing, v_scales, scale, low, high, tiles, part)
     at = (head * dim_v * length + start % length) * _F16
     values = FloatWeights(cache.values + at, length * _F16, dim_v, width)
     output = Rows(out.address + PART_HEAD * _F32, out.stride, rows)
     call_kernel(cache.value_kernel, values, scores, output, 0, dim_v // TILE)
+
+
+@compiled
+def _cap(layer, row, rest, centers, tiles):
+    """Make ``row`` capped scores, ``rest`` and ``centers`` 0; returns where their scale of 1 is."""
+    scores, more, shared = floats(row, CHUNK), floats(rest, CHUNK), floats(centers, CHUNK // TILE)
+    for t in range(tiles):
+        for j in range(t * TILE, (t + 1) * TILE):
+            scores[j] += more[j]
+            scores[j] += shared[t]
+            more[j] = _ZERO
+        shared[t] = _ZERO
+    softcap(row, tiles * TILE, layer.softcap)
+    return layer.softcap + 2 * _F32
 
 
 @compiled

@@ -29,6 +29,7 @@ vector_absmax = _external("edgeq_absmax")
 softmax = _external("edgeq_softmax")
 merge = _external("edgeq_merge")
 gate = _external("edgeq_gate")
+softcap = _external("edgeq_softcap")
 center_scores = _external("edgeq_center_scores")
 center_scores_4 = _external("edgeq_center_scores_4")
 

@@ -22,6 +22,7 @@ they are divided by token, and end with a barrier too.
 
 from __future__ import annotations
 
+import numpy as np
 from numba import types
 
 from edgeq.formats.packing import TILE
@@ -36,12 +37,14 @@ from edgeq.runtime.kernels.primitives import (
     ints,
     quantize_row,
     records,
+    softcap,
 )
 from edgeq.runtime.kernels.row_ops import (
     add_rows,
     argmax,
     barrier,
     embedding_row,
+    multiply_row,
     next_tiles,
     own_rows,
     rms_norm,
@@ -50,6 +53,7 @@ from edgeq.runtime.kernels.row_ops import (
 
 _EMBED, _NORM, _QUANTIZE, _LINEARS, _GATED, _ATTENTION, _HEAD = (int(kind) for kind in Step)
 _F32 = 4
+_ONE = np.float32(1)
 
 _calls, _programs, _steps = records(abi.CALL), records(abi.PROGRAM), records(abi.STEP)
 _linears, _rows = records(abi.LINEAR), records(abi.ROWS)
@@ -68,13 +72,13 @@ def _embed(scale, out, lin, ids, thread):
 
 @compiled
 def _norm_row(step, eps, x, branch, out, acts):
-    """x += branch (normed first if there is a post norm); norm x to out; quantize that, or x."""
+    """x += branch (normed first if there is a post norm) * scale; norm x to out; quantize that."""
     if branch:
         if step.post_norm:
             rms_norm(branch, step.post_norm, out, step.width, eps)
-            add_rows(x, out, step.width)
+            add_rows(x, out, step.scale, step.width)
         else:
-            add_rows(x, branch, step.width)
+            add_rows(x, branch, step.scale, step.width)
     if step.norm:
         rms_norm(x, step.norm, out, step.width, eps)
         quantize_row(out, acts, step.blocks)
@@ -154,8 +158,8 @@ def _gated(step, linears, x, acts, gated, up, thread):
 
 
 @compiled
-def _head(lin, x, acts, call, thread):
-    """Logits of the last ``outputs`` tokens."""
+def _head(step, lin, x, acts, call, thread):
+    """Logits of the last ``outputs`` tokens, scaled or capped."""
     outputs = call.outputs
     if outputs:
         skip = x.length - outputs
@@ -167,7 +171,20 @@ def _head(lin, x, acts, call, thread):
             if first == last:
                 break
             matmul(lin, last_x, last_acts, logits, first, last)
+            if step.softcap or step.scale != _ONE:
+                _finish_logits(step, logits, first * TILE, (last - first) * TILE)
     barrier(thread)
+
+
+@compiled
+def _finish_logits(step, logits, start, n):
+    """Scale or cap ``n`` logits of each row, from ``start`` on."""
+    for t in range(logits.length):
+        at = logits.address + t * logits.stride + start * _F32
+        if step.softcap:
+            softcap(at, n, step.softcap)
+        else:
+            multiply_row(at, step.scale, n)
 
 
 @compiled
@@ -211,7 +228,7 @@ def _run(program, call, thread, position, ids):
         elif kind == _EMBED:
             _embed(program.embed_scale, out, linears[step.linear], ids, thread)
         else:
-            _head(linears[step.linear], x, acts, call, thread)
+            _head(step, linears[step.linear], x, acts, call, thread)
         stamp(program.times, thread, number)
 
 

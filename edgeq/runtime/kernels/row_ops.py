@@ -207,11 +207,19 @@ def copy_row(x, out, n):
 
 
 @compiled
-def add_rows(x, y, n):
-    """x += y over n values."""
+def add_rows(x, y, factor, n):
+    """x += y * factor over n values."""
     target, source = floats(x, n), floats(y, n)
     for i in range(n):
-        target[i] += source[i]
+        target[i] += source[i] * factor
+
+
+@compiled
+def multiply_row(x, factor, n):
+    """x *= factor over n values."""
+    target = floats(x, n)
+    for i in range(n):
+        target[i] *= factor
 
 
 @compiled

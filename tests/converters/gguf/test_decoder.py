@@ -47,10 +47,12 @@ SCHEME = QuantScheme(4)
 def config(family: str, **over: Any) -> Any:
     """Rows of 64 are whole blocks, the feed-forward's 76 are not."""
     shape: dict[str, Any] = {"hidden": 64, "head_dim": 16, "context": 128}
-    if family == "gemma3":
+    if family in ("gemma2", "gemma3"):
         shape |= {"embed_scale": 8.0}
     if family in ("mistral", "phi3"):
         shape |= {"window": 100}
+    if family == "exaone4":  # llama.cpp gives windows to models of 64 layers
+        shape |= {"window": None, "window_layers": (), "rope_layers": ()}
     return tiny_config(family, **(shape | over))
 
 

@@ -20,6 +20,8 @@ from edgeq.importers.gguf import importer
 from edgeq.importers.gguf.blocks import quant_rows
 from edgeq.importers.gguf.file import TENSOR_TYPES, open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
+from edgeq.importers.huggingface.families import FAMILIES as FAMILY_ROWS
+from edgeq.importers.huggingface.importer import stored_name
 from edgeq.model.block import RopeScaling, RopeSpec
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
@@ -31,8 +33,13 @@ from tests.families import FAMILIES, random_model, tiny_config, windows
 gguf = pytest.importorskip("gguf")
 
 TYPE_NAMES = tuple(name for name, _, _ in TENSOR_TYPES.values())
-INTERLEAVED = ("llama", "smollm3", "mistral3")
-"""Architectures whose rows of q and k llama.cpp's converter puts in interleaved order."""
+INTERLEAVED = ("llama", "smollm3", "mistral3", "granite", "ernie4_5", "glm4")
+"""Architectures in whose files the rows of q and k are in interleaved order."""
+ARCHITECTURE = {
+    "mistral": "llama", "ministral3": "mistral3", "olmo3": "olmo2",
+    "hunyuan_v1_dense": "hunyuan-dense",
+}  # fmt: skip
+"""Names of architectures that are not their family's."""
 
 
 def name_of(name: str, arch: str, layers: int) -> str:
@@ -46,10 +53,16 @@ def name_of(name: str, arch: str, layers: int) -> str:
     raise AssertionError(name)
 
 
-def interleaved(values: NDArray[Any], heads: int) -> NDArray[Any]:
-    """What llama.cpp's converter does to q and k of the llama architecture."""
-    split = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
-    return np.ascontiguousarray(split.swapaxes(1, 2).reshape(values.shape))
+def interleaved(values: NDArray[Any], heads: int, rotated: int | None = None) -> NDArray[Any]:
+    """What llama.cpp's converter does to q and k of the llama architecture.
+
+    Of glm4, whose checkpoints are in this order already, a part of each head.
+    """
+    split = values.reshape(heads, values.shape[0] // heads, *values.shape[1:])
+    turning = rotated or split.shape[1]
+    pairs = split[:, :turning].reshape(heads, 2, turning // 2, *values.shape[1:]).swapaxes(1, 2)
+    turned = pairs.reshape(heads, turning, *values.shape[1:])
+    return np.concatenate([turned, split[:, turning:]], axis=1).reshape(values.shape)
 
 
 def write(
@@ -61,7 +74,7 @@ def write(
 ) -> None:
     """A GGUF file of a model, as llama.cpp's converter would write it."""
     c = model.config
-    arch = {"mistral": "llama", "ministral3": "mistral3"}.get(c.family, c.family)
+    arch = ARCHITECTURE.get(c.family, c.family)
     rope = next((block.rope for block in c.blocks if block.rope and not block.window), c.ropes[0])
     keys: dict[str, Any] = {
         "block_count": c.layers, "embedding_length": c.hidden, "feed_forward_length": c.ffn,
@@ -72,6 +85,15 @@ def write(
     }  # fmt: skip
     if window := max(block.window or 0 for block in c.blocks):
         keys["attention.sliding_window"] = window
+    if c.family == "granite":
+        keys |= {
+            "embedding_scale": c.embed_scale, "residual_scale": c.residual_scale,
+            "logit_scale": 1 / c.logit_scale, "attention.scale": c.attn_scale,
+        }  # fmt: skip
+    if c.attn_softcap is not None:
+        keys["attn_logit_softcapping"] = c.attn_softcap
+    if c.logit_softcap is not None:
+        keys["final_logit_softcapping"] = c.logit_softcap
     if rope.scaling and rope.scaling.kind == "linear":
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.scaling.factor}
     keys |= stretching(rope)
@@ -83,8 +105,16 @@ def write(
         for i in range(c.layers):
             for letter, heads in (("q", c.heads), ("k", c.kv_heads)):
                 name = f"model.layers.{i}.self_attn.{letter}_proj.weight"
-                arrays[name] = interleaved(arrays[name], heads)
-    renamed = {name_of(name, arch, c.layers): values for name, values in arrays.items()}
+                arrays[name] = interleaved(arrays[name], heads, rope.dim)
+    stored = FAMILY_ROWS[c.family].tensors
+    renamed = {
+        name_of(stored_name(name, stored), arch, c.layers): values
+        for name, values in arrays.items()
+    }
+    for i in range(c.layers):
+        if arch == "glm4":
+            gate, up = f"blk.{i}.ffn_gate.weight", f"blk.{i}.ffn_up.weight"
+            renamed[up] = np.concatenate([renamed.pop(gate), renamed[up]])
     if arch == "phi3":
         for i in range(c.layers):
             fused = [renamed.pop(f"blk.{i}.attn_{x}.weight") for x in "qkv"]
@@ -152,6 +182,8 @@ def model_of(family: str) -> Model:
         over |= {"layers": layers, "window_layers": where, "attn_scale": 12**-0.5}
     elif family == "llama":
         over |= {"rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)}
+    elif family == "exaone4":  # whose windows are those of models of 64 layers
+        over |= {"window": None, "window_layers": (), "rope_layers": ()}
     elif family == "mistral":  # of the llama architecture, which has no window
         over |= {"window": None}
     return random_model(tiny_config(family, **over))
@@ -163,7 +195,7 @@ def test_architectures_give_the_same_logits(tmp_path: Path, family: str) -> None
     path = tmp_path / "model.gguf"
     write(path, model)
     got = load(path)
-    assert got.config.family == ("llama" if family == "mistral" else family)
+    assert got.config.family == {"mistral": "llama", "olmo3": "olmo2"}.get(family, family)
     assert set(got.tensors) == set(model.tensors)
     for name, tensor in model.tensors.items():
         offset = model.config.norm_offset if "norm" in name else 0.0

@@ -24,7 +24,21 @@ from tests.real_models import SMOLLM2, real_model
 gguf = pytest.importorskip("gguf")
 
 TOKENS = np.arange(40) * 7 % 101
-ARCHITECTURES = ("llama", "mistral3", "qwen2", "qwen3", "gemma3", "phi3", "smollm3", "olmo2")
+ARCHITECTURES = (
+    "llama", "mistral3", "qwen2", "qwen3", "gemma3", "gemma2", "phi3", "smollm3", "olmo2",
+    "granite", "exaone4", "hunyuan_v1_dense", "ernie4_5", "glm4",
+)  # fmt: skip
+
+
+OWN = {
+    "gemma2": {"attn_logit_softcapping", "final_logit_softcapping"},
+    "granite": {"logit_scale", "residual_scale", "embedding_scale", "attention.scale"},
+}
+"""Keys that an architecture has and others refuse, without the name of the architecture."""
+
+
+def short(arch: str) -> str:
+    return {"hunyuan_v1_dense": "hunyuan-dense"}.get(arch, arch)
 
 
 def model_of(arch: str, **over: Any) -> Model:
@@ -34,6 +48,8 @@ def model_of(arch: str, **over: Any) -> Model:
         arch, plain = "ministral3", {**plain, "rope_temperature": 0.0}
     if arch == "gemma3":
         plain |= {"attn_scale": 12**-0.5, "window": 5, "window_layers": (True, True, False)}
+    if arch == "exaone4":
+        plain |= {"window": None, "window_layers": (), "rope_layers": ()}
     return random_model(tiny_config(arch, **(plain | over)))
 
 
@@ -50,9 +66,10 @@ def file_of(
         if arch == "gemma3":
             found["gemma3.attention.sliding_window_pattern"] = 3
         for key, value in (keys or {}).items():
-            found.pop(key.replace("{a}", arch), None)
+            name = key.replace("{a}", short(arch))
+            found.pop(name, None)
             if value is not None:
-                found[key.replace("{a}", arch)] = value
+                found[name] = value
 
     write(path / "m.gguf", model or model_of(arch), change, tensors)
     return path / "m.gguf"
@@ -94,7 +111,8 @@ HARMLESS: dict[str, Any] = {
 def test_harmless_keys_change_nothing(tmp_path: Path, arch: str) -> None:
     model = model_of(arch)
     sizes = {"{a}.attention.value_length": model.config.head_dim}
-    path = file_of(tmp_path, arch, HARMLESS | sizes)
+    harmless = {key: value for key, value in HARMLESS.items() if key[4:] not in OWN.get(arch, ())}
+    path = file_of(tmp_path, arch, harmless | sizes)
     assert_computes(path, model)
 
 
@@ -161,7 +179,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"{a}.embedding_length_per_layer_input": 8}, "embedding_length_per_layer_input is 8"),
     ({"general.type": "adapter"}, "of type 'adapter' and no model"),
     ({"general.type": "mmproj"}, "of type 'mmproj' and no model"),
-    ({"arch": "granite"}, "architecture is 'granite', which edgeq does not run"),
+    ({"arch": "mpt"}, "architecture is 'mpt', which edgeq does not run"),
     # values of other types and sizes
     ({"{a}.context_length": None}, r"\.context_length is missing"),
     ({"{a}.context_length": "long"}, "context_length is 'long'"),
@@ -182,6 +200,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_what_is_not_understood_is_refused_by_name(
     tmp_path: Path, arch: str, keys: dict[str, Any], words: str
 ) -> None:
+    if {key[4:] for key in keys} & OWN.get(arch, set()):
+        pytest.skip(f"a key that {arch} has")
     with pytest.raises(EdgeqError, match=words):
         load(file_of(tmp_path, arch, keys))
 
@@ -239,12 +259,15 @@ def test_longrope_of_architectures_without_it(tmp_path: Path, arch: str) -> None
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma3", "smollm3", "olmo2"])
+@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch not in ("phi3", "glm4")])
 def test_heads_that_rotate_in_part(tmp_path: Path, arch: str) -> None:
     with pytest.raises(UnsupportedError, match="dimension_count is 6 and heads have 12"):
         load(file_of(tmp_path, arch, {"{a}.rope.dimension_count": 6}))
 
 
-@pytest.mark.parametrize("arch", ["llama", "mistral3", "qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize(
+    "arch", ["llama", "mistral3", "qwen2", "qwen3", "smollm3", "granite", "ernie4_5", "glm4"]
+)
 def test_windows_of_architectures_without_one(tmp_path: Path, arch: str) -> None:
     key = "{a}.attention.sliding_window"
     with pytest.raises(UnsupportedError, match=f"{arch}.attention.sliding_window is 16"):
@@ -255,10 +278,45 @@ def test_windows_of_architectures_without_one(tmp_path: Path, arch: str) -> None
         assert_computes(path, model_of(arch))
 
 
-def test_olmo3s_windows_are_refused(tmp_path: Path) -> None:
-    path = file_of(tmp_path, "olmo2", {"{a}.attention.sliding_window": 4096})
-    with pytest.raises(UnsupportedError, match="models of the olmo2 architecture without a window"):
-        load(path)
+def test_windows_of_olmo3(tmp_path: Path) -> None:
+    """OLMo 3's files are of OLMo 2's architecture; a window is all that tells them apart."""
+    for scaling in (None, RopeScaling("linear", 4.0)):
+        whole = RopeSpec(5e5, 12, scaling)
+        blocks = tuple(
+            BlockSpec(
+                norm_before=False, norm_after=True, qk_norm="all",
+                rope=RopeSpec(5e5, 12) if local else whole, window=7 if local else None,
+            )
+            for local in (True, True, True, False, True)
+        )  # fmt: skip
+        model = random_model(tiny_config("olmo3", blocks=blocks))
+        assert_computes(file_of(tmp_path, "olmo2", model=model), model)
+
+
+def test_windows_of_exaone4(tmp_path: Path) -> None:
+    """Models of 64 layers have them, in which layers without one do not rotate."""
+    kinds = [(i + 1) % 4 != 0 for i in range(64)]
+    model = model_of("exaone4", layers=64, window=5, window_layers=kinds, rope_layers=kinds)
+    path = file_of(tmp_path, "exaone4", model=model)
+    assert load(path).config.blocks == model.config.blocks
+    assert_computes(path, model)
+    absent = file_of(tmp_path, "exaone4", {"{a}.attention.sliding_window": None}, model=model)
+    assert set(windows(load(absent).config)) == {4096, None}
+
+
+def test_multipliers_of_granite(tmp_path: Path) -> None:
+    keys = {"embedding_scale": 2.0, "residual_scale": 0.5, "logit_scale": 4.0}
+    want = model_of("granite", embed_scale=2.0, residual_scale=0.5, logit_scale=0.25)
+    path = file_of(tmp_path, "granite", {"{a}." + key: value for key, value in keys.items()})
+    assert_computes(path, want)
+    usual = file_of(tmp_path, "granite", {"{a}.attention.scale": None})
+    assert_computes(usual, model_of("granite", attn_scale=12**-0.5))
+
+
+def test_stretched_base_of_hunyuan(tmp_path: Path) -> None:
+    keys = {"{a}.rope.freq_base": 10000.0, "{a}.rope.scaling.alpha": 1000.0}
+    path = file_of(tmp_path, "hunyuan_v1_dense", keys)
+    assert_computes(path, model_of("hunyuan_v1_dense"))
 
 
 def test_windows_of_phi3(tmp_path: Path) -> None:
@@ -271,6 +329,19 @@ def test_gemma_without_a_window_or_a_base(tmp_path: Path) -> None:
     assert windows(load(path).config) == (None,) * 3
     with pytest.raises(EdgeqError, match=r"gemma3\.rope\.freq_base is missing"):
         load(file_of(tmp_path, "gemma3", {"{a}.rope.freq_base": None}))
+
+
+def test_soft_caps_and_windows_of_gemma2(tmp_path: Path) -> None:
+    caps = {"{a}.attn_logit_softcapping": 0.75, "{a}.final_logit_softcapping": 2.0}
+    want = model_of("gemma2", attn_softcap=0.75, logit_softcap=2.0)
+    assert_computes(file_of(tmp_path, "gemma2", caps), want)
+    absent = file_of(tmp_path, "gemma2", dict.fromkeys((*caps, "{a}.attention.sliding_window")))
+    config = load(absent).config
+    assert (config.attn_softcap, config.logit_softcap) == (50, 30)  # as llama.cpp assumes
+    assert windows(config) == (4096, None, 4096)
+    for key in caps:
+        with pytest.raises(UnsupportedError, match=r"by which llama\.cpp divides"):
+            load(file_of(tmp_path, "gemma2", {key: 0.0}))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -318,7 +389,9 @@ def test_rotary_factors_of_one(tmp_path: Path) -> None:
     assert_computes(file_of(tmp_path, "llama", tensors=ones), model_of("llama"))
 
 
-@pytest.mark.parametrize("arch", ["qwen2", "qwen3", "gemma3", "phi3", "smollm3", "olmo2"])
+@pytest.mark.parametrize(
+    "arch", [arch for arch in ARCHITECTURES if arch not in ("llama", "granite", "exaone4")]
+)
 def test_rotary_factors_of_other_architectures(tmp_path: Path, arch: str) -> None:
     half = model_of(arch).config.ropes[0].dim // 2
     path = file_of(tmp_path, arch, tensors={"rope_freqs.weight": np.full(half, 2, np.float32)})

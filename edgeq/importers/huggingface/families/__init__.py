@@ -13,9 +13,16 @@ _FILES = (
     "qwen2",
     "qwen3",
     "gemma3",
+    "gemma2",
     "phi3",
     "smollm3",
     "olmo2",
+    "granite",
+    "exaone4",
+    "olmo3",
+    "hunyuan_v1_dense",
+    "ernie4_5",
+    "glm4",
 )
 """A row for each family: the name of its file. Of two families with one GGUF architecture, files
 of that architecture are read as the first."""

@@ -21,6 +21,7 @@ def blocks(values: Values, shape: Shape) -> tuple[BlockSpec, ...]:
     return (BlockSpec(rope=read_rope(values, shape)),) * shape.layers
 
 
+_FALCON3 = {"bos_token_id": 11, "eos_token_id": 11}
 _TIED = {"rms_norm_eps": 1e-5, "tie_word_embeddings": True}
 
 
@@ -65,6 +66,9 @@ FAMILY = Family(
         "smollm2-360m": sizes(960, 2560, 32, 15, 5, 49152, 8192, rope_theta=1e5, **_TIED),
         "smollm2-1.7b": sizes(2048, 8192, 24, 32, 32, 49152, 8192, rope_theta=130000.0, **_TIED),
         "tinyllama-1.1b": sizes(2048, 5632, 22, 32, 4, 32000, 2048, rms_norm_eps=1e-5),
+        "falcon3-1b": sizes(
+            2048, 8192, 18, 8, 4, 131072, 8192, head_dim=256, rope_theta=1000042.0, **_FALCON3
+        ),
         "llama-3.2-1b": sizes(2048, 8192, 16, 32, 8, 128256, 131072, **_llama3(32.0, tied=True)),
         "llama-3.2-3b": sizes(3072, 8192, 28, 24, 8, 128256, 131072, **_llama3(32.0, tied=True)),
         "llama-3.1-8b": sizes(4096, 14336, 32, 32, 8, 128256, 131072, **_llama3(8.0, tied=False)),

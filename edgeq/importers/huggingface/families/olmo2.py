@@ -50,6 +50,9 @@ FAMILY = Family(
         qk_norm="all",
         heads_span_hidden=True,
         untied=True,
-        windows="unsupported",  # those of OLMo 3, whose files are of this architecture
+        # those of OLMo 3, whose files are of this architecture
+        windows="optional",
+        window_period=4,
+        local_unscaled=True,
     ),
 )

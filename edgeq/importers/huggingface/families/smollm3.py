@@ -66,7 +66,7 @@ FAMILY = Family(
     gguf=Architecture(
         name="smollm3",
         interleaved=True,
-        rope_layers=lambda layer: (layer + 1) % 4 != 0,
+        rope_layers=lambda layer, layers: (layer + 1) % 4 != 0,
         biases=("q_proj", "k_proj", "v_proj", "o_proj"),
     ),
     genai="smollm3",

@@ -40,11 +40,14 @@ class KeptMatrix(KeptTensor):
         data: the largest of its arrays, a view of the file.
         read: gives rows ``start:stop``.
         first: the row of the stored matrix that is row 0 here.
+        order: int [N], which of the rows from `first` on each row is; None for that order.
+            Neighbors must come from near one another.
     """
 
     data: NDArray[Any]
     read: Callable[[int, int], StoredRows]
     first: int = 0
+    order: NDArray[np.intp] | None = None
 
     def part(self, start: int, stop: int) -> KeptMatrix:
         """Rows ``start:stop`` as a matrix of their own."""
@@ -60,10 +63,20 @@ class KeptMatrix(KeptTensor):
             UnsupportedError: a scale that float16 cannot hold.
         """
         stop = min(stop, self.shape[0])
-        rows = self.read(self.first + start, self.first + stop)
+        if self.order is None:
+            rows = self.read(self.first + start, self.first + stop)
+        else:
+            rows = self._picked(self.order[start:stop])
         return QuantTensor.from_codes(
             self.scheme, rows.codes, rows.scales, rows.zero_points, minimums=rows.minimums
         )
+
+    def _picked(self, order: NDArray[np.intp]) -> StoredRows:
+        """Rows in another order, of one run of stored rows."""
+        low = int(order.min())
+        run = self.read(self.first + low, self.first + int(order.max()) + 1)
+        parts = (run.codes, run.scales, run.zero_points, run.minimums)
+        return StoredRows(*(None if p is None else p[order - low] for p in parts))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

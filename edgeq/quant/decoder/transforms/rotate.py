@@ -152,7 +152,7 @@ def rotate(
     r = orthogonal(config.hidden)
     tensors = dict(model.tensors)
     for group in linear_groups(config):
-        if group.adds_to_residual:
+        if group.kind in ("attn_out", "mlp_out"):
             for name in group.linears:
                 _rotate_rows(tensors, name, r)
         elif group.kind != "head" or not config.tied:

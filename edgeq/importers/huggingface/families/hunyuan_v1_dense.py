@@ -1,0 +1,100 @@
+"""Hunyuan without experts: norms of each head of q and k after they are rotated.
+
+Published checkpoints call their rotary frequencies "dynamic"; with an ``alpha`` they are fixed ones
+of a larger base.
+
+Source: configuration_hunyuan_v1_dense.py and modeling_hunyuan_v1_dense.py of Transformers 5.24;
+llama.cpp's src/models/hunyuan-dense.cpp and convert_hf_to_gguf.py.
+"""
+
+from __future__ import annotations
+
+from edgeq.core.errors import UnsupportedError
+from edgeq.importers.gguf.architecture import Architecture
+from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape, sizes
+from edgeq.importers.huggingface.rope import check_whole_heads, read_rope, read_settings
+from edgeq.importers.huggingface.values import Values
+from edgeq.importers.huggingface.windows import refuse_windows
+from edgeq.importers.unread import refusal, shown
+from edgeq.model.block import BlockSpec, RopeSpec
+from edgeq.model.rotary import stretched_base
+
+_BASE = 10_000.0
+_ALPHA_KEYS = frozenset(
+    (
+        "type", "rope_type", "rope_theta", "alpha", "factor", "beta_fast", "beta_slow", "mscale",
+        "mscale_all_dim",
+    )
+)  # fmt: skip
+"""Keys of rotary settings with an ``alpha``, of which only that and the base are followed."""
+
+
+def blocks(values: Values, shape: Shape) -> tuple[BlockSpec, ...]:
+    """All layers are alike."""
+    refuse_windows(values, shape, "hunyuan_v1_dense")
+    values.read |= {"use_qk_norm", "attention_head_dim"}
+    wanted = {"use_qk_norm": True, "attention_head_dim": shape.head_dim}
+    for key, allowed in wanted.items():
+        value = values.raw.get(key)
+        if value is not None and value != allowed:
+            raise UnsupportedError(
+                f"{values.path}: {key} is {shown(value)}; the classes of Transformers compute "
+                f"as if it were {allowed!r}"
+            )
+    rope = _alpha_rope(values, shape) or read_rope(values, shape)
+    return (BlockSpec(qk_norm="head", qk_norm_last=True, rope=rope),) * shape.layers
+
+
+def _alpha_rope(values: Values, shape: Shape) -> RopeSpec | None:
+    """Frequencies of a base that is stretched by ``alpha``; None if there is none."""
+    flat, nested = read_settings(values, "rope_scaling"), read_settings(values, "rope_parameters")
+    name, settings = ("rope_scaling", flat) if flat else ("rope_parameters", nested)
+    kind = settings.get("rope_type", settings.get("type"))
+    if kind != "dynamic" or not settings.get("alpha"):
+        return None
+    if others := {f"{name}.{k}": v for k, v in settings.items() if k not in _ALPHA_KEYS}:
+        raise UnsupportedError(f"{values.path}: {refusal(others)}")
+    check_whole_heads(values, name, settings)
+    values.read.add("rope_theta")
+    beside = values.raw.get("rope_theta", _BASE)
+    base = values.check_number("rope_theta", settings.get("rope_theta", beside))
+    alpha = values.check_number("alpha", settings["alpha"])
+    return RopeSpec(stretched_base(base, alpha, shape.head_dim), shape.head_dim)
+
+
+FAMILY = Family(
+    name="hunyuan_v1_dense",
+    model_types=("hunyuan_v1_dense",),
+    classes=("HunYuanDenseV1ForCausalLM", "HunYuanDenseV1Model"),
+    blocks=blocks,
+    defaults={
+        **COMMON_DEFAULTS,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 290943,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 2048,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    biases="attention_bias",
+    tensors={
+        "self_attn.q_norm": "self_attn.query_layernorm",
+        "self_attn.k_norm": "self_attn.key_layernorm",
+    },
+    gguf=Architecture(
+        name="hunyuan-dense",
+        qk_norm="head",
+        qk_norm_last=True,
+        rope_alpha=True,
+    ),
+    shapes={
+        "hunyuan-0.5b": sizes(
+            1024, 3584, 24, 16, 8, 120818, 262144, head_dim=128, tie_word_embeddings=True,
+            rope_scaling={"type": "dynamic", "alpha": 1000.0, "factor": 1.0},
+            bos_token_id=120000, eos_token_id=120020,
+        ),
+    },
+)  # fmt: skip

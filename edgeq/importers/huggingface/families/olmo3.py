@@ -1,0 +1,82 @@
+"""OLMo 3: OLMo 2 with windows in three layers of four.
+
+Rotary frequencies are stretched only in the layers that see all positions.
+
+Source: configuration_olmo3.py and modeling_olmo3.py of Transformers 5.24; llama.cpp's
+src/models/olmo2.cpp.
+"""
+
+from __future__ import annotations
+
+from edgeq.core.errors import UnsupportedError
+from edgeq.importers.huggingface.families import olmo2
+from edgeq.importers.huggingface.family import Family, Shape, sizes
+from edgeq.importers.huggingface.rope import check_whole_heads, read_scaling, read_settings
+from edgeq.importers.huggingface.values import Values
+from edgeq.importers.huggingface.windows import LAYER_KINDS, read_windows
+from edgeq.model.block import BlockSpec, RopeSpec
+
+_BASE = 500_000.0
+_KINDS = ("default", "linear", "llama3")
+
+
+def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
+    """All but every fourth layer have the window."""
+    sliding = [(i + 1) % 4 != 0 for i in range(shape.layers)]
+    windows = read_windows(values, shape, "olmo3", sliding=sliding)
+    ropes = _read_ropes(values, shape)
+    return [
+        BlockSpec(
+            norm_before=False,
+            norm_after=True,
+            qk_norm="all",
+            rope=ropes[window is not None],
+            window=window,
+        )
+        for window in windows
+    ]
+
+
+def _read_ropes(values: Values, shape: Shape) -> tuple[RopeSpec, RopeSpec]:
+    """Rotary embeddings of the layers that see everything, and of those with a window.
+
+    ``rope_theta`` and ``rope_scaling`` beside the settings of each kind of layer are those of the
+    layers that see everything, as in Transformers.
+    """
+    nested = read_settings(values, "rope_parameters")
+    for kind in nested:
+        if kind not in LAYER_KINDS:
+            raise UnsupportedError(
+                f"{values.path}: rope_parameters has the key {kind!r}; an OLMo 3 model has one "
+                f"object each for {' and '.join(LAYER_KINDS)}"
+            )
+    flat = read_settings(values, "rope_scaling")
+    full = read_settings(values, "full_attention", nested) | flat
+    local = read_settings(values, "sliding_attention", nested)
+    values.read.add("rope_theta")
+    beside = values.raw.get("rope_theta", _BASE)
+    ropes = []
+    for name, settings, default in (
+        ("rope_scaling" if flat else "full_attention", full, beside),
+        ("sliding_attention", local, _BASE),
+    ):
+        base = values.check_number("rope_theta", settings.get("rope_theta", default))
+        check_whole_heads(values, name, settings)
+        ropes.append(RopeSpec(base, shape.head_dim, read_scaling(values, name, settings, _KINDS)))
+    return ropes[0], ropes[1]
+
+
+FAMILY = Family(
+    name="olmo3",
+    model_types=("olmo3",),
+    classes=("Olmo3ForCausalLM", "Olmo3Model"),
+    blocks=blocks,
+    defaults={**olmo2.FAMILY.defaults, "sliding_window": 4096},
+    biases="attention_bias",
+    gguf=olmo2.FAMILY.gguf,
+    shapes={
+        "olmo3-7b": sizes(
+            4096, 11008, 32, 32, 32, 100278, 65536, rms_norm_eps=1e-6, eos_token_id=100257
+        ),
+    },
+)
