@@ -269,7 +269,7 @@ EITHER: list[tuple[dict[str, Any], str]] = [
     ({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": None}, "rope_|factor"),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, "rope_parameters"),
     ({"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 64}}, "rope_type"),
-    ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 16}, "rope_type"),
+    ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 16}, "rope_type|is 16 beside"),
     ({"rope_scaling": LLAMA3}, "rope_type"),
     ({"partial_rotary_factor": 0.5, "rope_parameters": None}, "partial_rotary_factor is 0"),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
