@@ -36,13 +36,6 @@ def blocks_to_json(blocks: Sequence[BlockSpec]) -> dict[str, Any]:
     }
 
 
-def _described(block: BlockSpec) -> dict[str, Any]:
-    values = asdict(block)
-    if not block.qk_norm_last:  # older versions of edgeq do not know the key
-        del values["qk_norm_last"]
-    return values
-
-
 def blocks_from_json(data: Mapping[str, Any]) -> tuple[BlockSpec, ...]:
     """The blocks of all layers, the inverse of `blocks_to_json`.
 
@@ -105,8 +98,10 @@ def blocks_from_flat(data: Mapping[str, Any]) -> tuple[BlockSpec, ...]:
 
 
 def _described(block: BlockSpec) -> dict[str, Any]:
-    """A block without those keys of its rope that it does not need: older readers know none."""
+    """A block without the keys that it does not need and that older readers do not know."""
     values = asdict(block)
+    if not block.qk_norm_last:
+        del values["qk_norm_last"]
     rope = values["rope"]
     if rope is not None:
         values["rope"] = _without_defaults(RopeSpec, rope)

@@ -180,7 +180,7 @@ class CompiledProgram:
                 "query_block": query_block(c),
                 "window": c.blocks[step.layer].window or 0,
                 "norm_last": step.norm_last,
-                "scale": scale.ctypes.data,
+                "scale": scale,
                 "softcap": softcap,
                 "cos_q": tables[rope][0],
                 "sin_q": tables[rope][1],

@@ -17,7 +17,7 @@ from edgeq.importers.huggingface.windows import LAYER_KINDS, read_windows
 from edgeq.model.block import BlockSpec, RopeSpec
 
 _BASE = 500_000.0
-_KINDS = ("default", "linear", "llama3")
+_KINDS = ("default", "linear", "llama3", "yarn")
 
 
 def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
@@ -62,7 +62,9 @@ def _read_ropes(values: Values, shape: Shape) -> tuple[RopeSpec, RopeSpec]:
     ):
         base = values.check_number("rope_theta", settings.get("rope_theta", default))
         check_whole_heads(values, name, settings)
-        ropes.append(RopeSpec(base, shape.head_dim, read_scaling(values, name, settings, _KINDS)))
+        dim = shape.head_dim
+        scaling = read_scaling(values, name, settings, shape, dim, _KINDS)
+        ropes.append(RopeSpec(base, dim, scaling))
     return ropes[0], ropes[1]
 
 
