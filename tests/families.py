@@ -63,13 +63,23 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "norm_eps": 1e-6,
         "tied": False,
     },
+    "lfm2": {
+        "rope_base": 1e6,
+        "qk_norm": "head",
+        "layers": 3,
+        "convolutions": (True, False, True),
+    },
 }
 
 FAMILIES = tuple(_FAMILY)
 
+HYBRIDS = ("lfm2",)
+"""Families with layers that have no attention."""
+ATTENTION_FAMILIES = tuple(family for family in FAMILIES if family not in HYBRIDS)
+
 _OF_BLOCKS = (
     "layers", "rope_base", "rope_base_local", "rope_dim", "rope_scaling", "rope_layers", "window",
-    "window_layers", "norm_before", "norm_after", "qk_norm",
+    "window_layers", "norm_before", "norm_after", "qk_norm", "convolutions",
 )  # fmt: skip
 
 
@@ -84,24 +94,29 @@ def blocks(
     rope_layers: tuple[bool, ...] = (),
     window: int | None = None,
     window_layers: tuple[bool, ...] = (),
+    convolutions: tuple[bool, ...] = (),
     **fields: Any,
 ) -> tuple[BlockSpec, ...]:
     """Layers that differ only in their window and rotary embedding; ``fields`` are `BlockSpec`'s.
 
     The window applies to ``window_layers``, to all of them if that is empty. ``rope_base_local``
     is the base in those layers, without scaling. Layers not in ``rope_layers`` have no positions.
+    Layers in ``convolutions`` are short convolutions of three taps.
     """
     whole = RopeSpec(rope_base, rope_dim or head_dim, rope_scaling)
     local = whole if rope_base_local is None else RopeSpec(rope_base_local, whole.dim)
     windowed = window_layers or (window is not None,) * layers
     rotated = rope_layers or (True,) * layers
+    convolves = convolutions or (False,) * layers
     return tuple(
-        BlockSpec(
+        BlockSpec(mixer="short_conv", rope=None, window=3)
+        if convolved
+        else BlockSpec(
             rope=(local if is_local else whole) if has_rope else None,
             window=window if is_local else None,
             **fields,
         )
-        for is_local, has_rope in zip(windowed, rotated, strict=True)
+        for is_local, has_rope, convolved in zip(windowed, rotated, convolves, strict=True)
     )
 
 
@@ -137,6 +152,8 @@ def random_model(config: ModelConfig, seed: int = 0) -> Model:
         tensors[name] = _float(rng.normal(size=(n, k)) / math.sqrt(k))
     for name, shape in config.norms():
         tensors[name] = _float(1 - config.norm_offset + 0.2 * rng.normal(size=shape))
+    for name, shape in config.convolutions():
+        tensors[name] = _float(rng.normal(size=shape) / math.sqrt(shape[2]))
     if FAMILY_ROWS[config.family].biases == "qkv":
         for name, shape in config.biases():
             if "o_proj" not in name:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq._version import __version__
+from edgeq.converters.mixers import check_attention_only
 from edgeq.converters.options import Options, WrittenWith
 from edgeq.converters.runners import DecoderRunner, Past, Precision, Trace, pieces
 from edgeq.converters.size import Size
@@ -79,6 +80,7 @@ class LiteRTDecoderTarget(DecoderTarget):
             UnsupportedError: a scheme that LiteRT cannot multiply by.
             UsageError: an option out of range.
         """
+        check_attention_only(model.config, "LiteRT")
         schema()
         model.validate()
         how = settings(model.config, options)

@@ -56,13 +56,16 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
     model = replace(config.model, tied=config.model.tied and checkpoint.tie_head())
     tensors: dict[str, Tensor] = {}
     fused = _fused(model, config.family.fused)
-    names = [name for name, _ in (*model.linears(), *model.norms())]
+    names = [name for name, _ in (*model.linears(), *model.floats())]
     for name, _ in model.biases():
         if name.split(".")[-2] in config.biases:
             names.append(name)
     for name in names:
         part = fused.get(name)
-        tensors[name] = checkpoint.tensor(name) if part is None else part.read(checkpoint)
+        if part is None:
+            tensors[name] = checkpoint.tensor(config.family.stored_name(name))
+        else:
+            tensors[name] = part.read(checkpoint)
     checkpoint.check_all_read(model)
     files = {} if headers_only else _files(folder)
     result = Model(model, tensors, files, {"source": folder.resolve().name})
@@ -98,6 +101,8 @@ def _fused(config: ModelConfig, fused: Mapping[str, tuple[str, ...]]) -> dict[st
     for i in range(config.layers):
         for whole, members in fused.items():
             names = [tensor_name(i, member) for member in members]
+            if not all(name in rows for name in names):
+                continue  # a layer of another kind
             height, start = sum(rows[name] for name in names), 0
             for name in names:
                 stop = start + rows[name]

@@ -20,6 +20,7 @@ from edgeq.importers.gguf import importer
 from edgeq.importers.gguf.blocks import quant_rows
 from edgeq.importers.gguf.file import TENSOR_TYPES, open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
+from edgeq.importers.huggingface import families
 from edgeq.model.block import RopeScaling
 from edgeq.model.formulas import rope_frequencies
 from edgeq.model.model import Model
@@ -52,6 +53,20 @@ def interleaved(values: NDArray[Any], heads: int) -> NDArray[Any]:
     return np.ascontiguousarray(split.swapaxes(1, 2).reshape(values.shape))
 
 
+def theirs(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """LFM2's tensors under the names of its checkpoints, as llama.cpp's converter leaves them."""
+    family, out = families.FAMILIES["lfm2"], {}
+    for name, values in arrays.items():
+        if name.endswith(("conv.b_proj.weight", "conv.c_proj.weight", "conv.x_proj.weight")):
+            start = name.rpartition("conv.")[0] + "conv."
+            parts = [arrays[f"{start}{letter}_proj.weight"] for letter in "bcx"]
+            out[start + "in_proj.weight"] = np.concatenate(parts)
+        else:
+            squeezed = values[:, 0] if name.endswith("conv.conv.weight") else values
+            out[family.stored_name(name)] = squeezed
+    return out
+
+
 def write(
     path: Path,
     model: Model,
@@ -70,8 +85,12 @@ def write(
         "attention.layer_norm_rms_epsilon": c.norm_eps, "rope.freq_base": rope.base,
         "rope.dimension_count": rope.dim,
     }  # fmt: skip
-    if window := max(block.window or 0 for block in c.blocks):
+    attends = [block.mixer == "attention" for block in c.blocks]
+    if window := max(windows(c)[i] or 0 for i in range(c.layers) if attends[i]):
         keys["attention.sliding_window"] = window
+    if not all(attends):
+        keys["attention.head_count_kv"] = [c.kv_heads if attend else 0 for attend in attends]
+        keys["shortconv.l_cache"] = windows(c)[attends.index(False)]
     if rope.scaling and rope.scaling.kind == "linear":
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.scaling.factor}
     keys = {f"{arch}.{key}": value for key, value in keys.items()}
@@ -83,6 +102,8 @@ def write(
             for letter, heads in (("q", c.heads), ("k", c.kv_heads)):
                 name = f"model.layers.{i}.self_attn.{letter}_proj.weight"
                 arrays[name] = interleaved(arrays[name], heads)
+    if arch == "lfm2":
+        arrays = theirs(arrays)
     renamed = {name_of(name, arch, c.layers): values for name, values in arrays.items()}
     if arch == "phi3":
         for i in range(c.layers):

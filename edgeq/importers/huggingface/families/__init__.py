@@ -15,6 +15,7 @@ _FILES = (
     "phi3",
     "smollm3",
     "olmo2",
+    "lfm2",
 )
 """A row for each family: the name of its file. Of two families with one GGUF architecture, files
 of that architecture are read as the first."""
