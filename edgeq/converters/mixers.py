@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any, NoReturn
+
 from edgeq.core.errors import UnsupportedError
 from edgeq.model.config import ModelConfig
+
+
+class AttentionOnly:
+    """Base of the builders of graphs that hold no mixer but attention."""
+
+    def short_conv(self, name: str, layer: int, b: Any, c: Any, x: Any, weight: str) -> NoReturn:
+        """Refuse a short convolution; `check_attention_only` does so before any work.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(f"this target's graphs hold no gated short convolution ({name})")
 
 
 def check_attention_only(config: ModelConfig, runtime: str) -> None:

@@ -103,9 +103,9 @@ def random_model(
     for name, size in config.norms():
         # all norms scale by one
         tensors[name] = FloatTensor("float32", np.full(size, 1.0 - config.norm_offset, np.float32))
-    for name, of_taps in config.convolutions():
-        taps = rng.standard_normal(of_taps, np.float32) / of_taps[2] ** 0.5
-        tensors[name] = FloatTensor("float32", taps)
+    for name, (channels, _, taps) in config.convolutions():
+        weights = rng.standard_normal((channels, 1, taps), np.float32) / taps**0.5
+        tensors[name] = FloatTensor("float32", weights)
     if FAMILIES[config.family].biases == "qkv":
         for name, size in config.biases():
             if "o_proj" not in name:

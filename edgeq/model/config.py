@@ -140,6 +140,12 @@ class ModelConfig:
         return self.heads // self.kv_heads
 
     @property
+    def mix_width(self) -> int:
+        """Most values of a position that the mixer of a layer gives to its output projection."""
+        widths = {"attention": self.heads * self.head_dim, "short_conv": self.hidden}
+        return max(widths[block.mixer] for block in self.blocks)
+
+    @property
     def ropes(self) -> tuple[RopeSpec, ...]:
         """The distinct rotary embeddings of the layers, in order of their first use."""
         return tuple(dict.fromkeys(block.rope for block in self.blocks if block.rope))

@@ -288,8 +288,8 @@ class IntegerKV(KV):
     @property
     def nbytes(self) -> int:
         """Bytes of codes, scales, zero points and centers."""
-        parts = (*self._k_scales, *self._k_zeros, *self._v_scales, *self._centers)
-        return super().nbytes + sum(part.nbytes for part in parts)
+        layers = (self._k_scales, self._k_zeros, self._v_scales, self._centers)
+        return super().nbytes + sum(part.nbytes for parts in layers for part in parts)
 
     def append(self, layer: int, k: Array, v: Array) -> None:
         """Round k and v [T, Hkv, D] and store them."""

@@ -75,7 +75,8 @@ class CoreMLDecoderTarget(DecoderTarget):
         """Refuse what Core ML cannot hold.
 
         Raises:
-            UnsupportedError: a scheme, or an option, that the system has nothing for.
+            UnsupportedError: layers without attention, or a scheme or an option that the system has
+                nothing for.
             UsageError: an option outside what is allowed.
             MissingDependencyError: coremltools is not installed.
         """

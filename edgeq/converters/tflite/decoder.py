@@ -77,7 +77,7 @@ class LiteRTDecoderTarget(DecoderTarget):
         Raises:
             FormatError: the model lacks a tensor.
             MissingDependencyError: LiteRT is not installed.
-            UnsupportedError: a scheme that LiteRT cannot multiply by.
+            UnsupportedError: layers without attention, or a scheme that LiteRT cannot multiply by.
             UsageError: an option out of range.
         """
         check_attention_only(model.config, "LiteRT")
