@@ -299,7 +299,8 @@ def sweep_sensitivity(
     shapes = dict(load(source).config.linears())
     layers: dict[str, list[str]] = {}
     for name in shapes:
-        layers.setdefault(name.split(".mlp")[0].split(".self_attn")[0], []).append(name)
+        layer = ".".join(name.split(".")[:3]) if name.startswith("model.layers.") else name
+        layers.setdefault(layer, []).append(name)
     text = (str(Path(source).resolve()), str(Path(calib).resolve()), calib_windows, calib_context)
     calls = {
         f"edgeq-sensitivity-{layer}": (_layer_sensitivity, (*text, base, mode, method, names))

@@ -116,14 +116,24 @@ _FAMILY: dict[str, dict[str, Any]] = {
     },
     "ernie4_5": {"rope_base": 500000.0},
     "glm4": {"rope_dim": 6, "norm_after": True, "norm_eps": 1.5625e-7, "tied": False},
+    "lfm2": {
+        "rope_base": 1e6,
+        "qk_norm": "head",
+        "layers": 3,
+        "convolutions": (True, False, True),
+    },
 }
 
 FAMILIES = tuple(_FAMILY)
 
+HYBRIDS = ("lfm2",)
+"""Families with layers that have no attention."""
+ATTENTION_FAMILIES = tuple(family for family in FAMILIES if family not in HYBRIDS)
+
 _OF_BLOCKS = (
     "layers", "rope_base", "rope_base_local", "rope_dim", "rope_scaling", "rope_temperature",
     "rope_layers", "window", "window_layers", "norm_before", "norm_after", "qk_norm",
-    "qk_norm_last",
+    "qk_norm_last", "convolutions",
 )  # fmt: skip
 
 
@@ -139,26 +149,31 @@ def blocks(
     rope_layers: tuple[bool, ...] = (),
     window: int | None = None,
     window_layers: tuple[bool, ...] = (),
+    convolutions: tuple[bool, ...] = (),
     **fields: Any,
 ) -> tuple[BlockSpec, ...]:
     """Layers that differ only in their window and rotary embedding; ``fields`` are `BlockSpec`'s.
 
     The window applies to ``window_layers``, to all of them if that is empty. ``rope_base_local``
     is the base in those layers, without scaling; a temperature goes by the original context.
-    Layers not in ``rope_layers`` have no positions.
+    Layers not in ``rope_layers`` have no positions. Layers in ``convolutions`` are short
+    convolutions of three taps.
     """
     length = rope_scaling.original_context if rope_scaling and rope_temperature else 0
     whole = RopeSpec(rope_base, rope_dim or head_dim, rope_scaling, rope_temperature, length)
     local = whole if rope_base_local is None else RopeSpec(rope_base_local, whole.dim)
     windowed = window_layers or (window is not None,) * layers
     rotated = rope_layers or (True,) * layers
+    convolves = convolutions or (False,) * layers
     return tuple(
-        BlockSpec(
+        BlockSpec(mixer="short_conv", rope=None, window=3)
+        if convolved
+        else BlockSpec(
             rope=(local if is_local else whole) if has_rope else None,
             window=window if is_local else None,
             **fields,
         )
-        for is_local, has_rope in zip(windowed, rotated, strict=True)
+        for is_local, has_rope, convolved in zip(windowed, rotated, convolves, strict=True)
     )
 
 
@@ -194,6 +209,8 @@ def random_model(config: ModelConfig, seed: int = 0) -> Model:
         tensors[name] = _float(rng.normal(size=(n, k)) / math.sqrt(k))
     for name, shape in config.norms():
         tensors[name] = _float(1 - config.norm_offset + 0.2 * rng.normal(size=shape))
+    for name, shape in config.convolutions():
+        tensors[name] = _float(rng.normal(size=shape) / math.sqrt(shape[2]))
     if FAMILY_ROWS[config.family].biases == "qkv":
         for name, shape in config.biases():
             if "o_proj" not in name:

@@ -203,7 +203,7 @@ def model_facts(model: Model | ModelFacts | str | Path) -> ModelFacts:
 def shape_facts(name: str) -> ModelFacts:
     """The same of a known model in 16 bits."""
     config, scheme = known_shape(name), FloatScheme("bfloat16")
-    tensors = (*config.linears(), *config.norms())
+    tensors = (*config.linears(), *config.floats())
     return ModelFacts(name, config, {name: scheme_facts(scheme, size) for name, size in tensors})
 
 

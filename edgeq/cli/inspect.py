@@ -88,21 +88,24 @@ def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool
     heads = f"{config.heads} attention heads of size {config.head_dim}"
     if config.kv_heads != config.heads:
         heads += f" ({config.kv_heads} for keys and values)"
+    attending = sum(block.mixer == "attention" for block in config.blocks)
+    layers = f"{config.layers} layers"
+    if attending < config.layers:
+        layers += f" ({config.layers - attending} of them gated short convolutions)"
     facts = [
         ("model", path.name or str(path)),
         ("family", config.family),
         ("parameters", render.human_count(weights)),
         (
             "architecture",
-            f"{config.layers} layers, hidden size {config.hidden}, feed-forward size {config.ffn}, "
-            f"{heads}",
+            f"{layers}, hidden size {config.hidden}, feed-forward size {config.ffn}, {heads}",
         ),
         ("context", f"{config.context} tokens"),
         (
             "KV cache",
-            f"{render.human_bytes(config.layers * position_bytes(config))} per token in 8 bits, "
-            f"{render.human_bytes(config.layers * position_bytes(config, 4))} in 4 bits, "
-            f"{render.human_bytes(config.layers * position_bytes(config, 16))} in 16 bits",
+            f"{render.human_bytes(attending * position_bytes(config))} per token in 8 bits, "
+            f"{render.human_bytes(attending * position_bytes(config, 4))} in 4 bits, "
+            f"{render.human_bytes(attending * position_bytes(config, 16))} in 16 bits",
         ),
         (
             "size",

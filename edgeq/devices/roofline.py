@@ -17,7 +17,7 @@ from typing import Literal
 from edgeq.devices.model_header import ModelFacts
 from edgeq.devices.profile import DeviceProfile
 from edgeq.model.config import ModelConfig
-from edgeq.model.memory_layout import position_bytes
+from edgeq.model.memory_layout import layer_position_bytes
 
 Bound = Literal["memory bandwidth", "int8 throughput"]
 
@@ -137,9 +137,14 @@ class Speed:
 
 def cache_read_bytes(config: ModelConfig, cached: int, kv_bits: int) -> int:
     """Bytes of the cache that a token after ``cached`` others reads."""
-    return positions_seen(config, cached) * position_bytes(config, kv_bits)
+    return sum(
+        block.positions_seen(cached) * layer_position_bytes(config, layer, kv_bits)
+        for layer, block in enumerate(config.blocks)
+    )
 
 
 def positions_seen(config: ModelConfig, cached: int) -> int:
-    """Cached positions that a token attends to, summed over the layers."""
-    return sum(block.positions_seen(cached) for block in config.blocks)
+    """Cached positions that a token attends to, summed over the layers that have attention."""
+    return sum(
+        block.positions_seen(cached) for block in config.blocks if block.mixer == "attention"
+    )

@@ -67,7 +67,7 @@ def shape(name: str) -> ModelConfig:
 
 def parameters(config: ModelConfig) -> int:
     """How many weights a model of this shape has, biases aside."""
-    return sum(math.prod(shape) for _, shape in (*config.linears(), *config.norms()))
+    return sum(math.prod(shape) for _, shape in (*config.linears(), *config.floats()))
 
 
 def random_model(
@@ -103,6 +103,9 @@ def random_model(
     for name, size in config.norms():
         # all norms scale by one
         tensors[name] = FloatTensor("float32", np.full(size, 1.0 - config.norm_offset, np.float32))
+    for name, (channels, _, taps) in config.convolutions():
+        weights = rng.standard_normal((channels, 1, taps), np.float32) / taps**0.5
+        tensors[name] = FloatTensor("float32", weights)
     if FAMILIES[config.family].biases == "qkv":
         for name, size in config.biases():
             if "o_proj" not in name:

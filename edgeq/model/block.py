@@ -1,8 +1,9 @@
 """What one layer of a decoder is, as data, and the names of the tensors it has.
 
-A layer is attention followed by a gated feed-forward; each adds its output to the residual stream.
-`BlockSpec` says which norms stand before and after them, which positions attention sees and how it
-encodes them. Names of tensors are Hugging Face's, ``model.layers.{i}.{part}.weight``:
+A layer is a mixer of positions (attention or a short convolution) followed by a gated feed-forward;
+each adds its output to the residual stream. `BlockSpec` says which norms stand before and after
+them, which positions the mixer sees and how it encodes them. A norm of attention is the norm of the
+mixer, whichever it is. Names of tensors are Hugging Face's, ``model.layers.{i}.{part}.weight``:
 
     norm before   norm after   attention in, out           feed-forward in, out
     yes           no           input, -                    post_attention, -
@@ -21,7 +22,7 @@ from typing import Any, Literal, get_args
 
 from edgeq.core.errors import FormatError, UnsupportedError
 
-Mixer = Literal["attention"]
+Mixer = Literal["attention", "short_conv"]
 QKNorm = Literal["head", "all"]
 ScalingKind = Literal["linear", "llama3", "yarn", "longrope", "dynamic"]
 
@@ -34,6 +35,8 @@ Q_PROJ, K_PROJ, V_PROJ = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_pr
 O_PROJ = "self_attn.o_proj"
 GATE_PROJ, UP_PROJ, DOWN_PROJ = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
 Q_NORM, K_NORM = "self_attn.q_norm", "self_attn.k_norm"
+B_PROJ, C_PROJ, X_PROJ = "conv.b_proj", "conv.c_proj", "conv.x_proj"
+CONV, CONV_OUT = "conv.conv", "conv.out_proj"
 
 _ABOVE_ZERO = (
     "factor", "low_freq_factor", "high_freq_factor", "original_context", "attention_factor",
@@ -197,7 +200,8 @@ class BlockSpec:
     """One layer of a decoder.
 
     Args:
-        mixer: what mixes positions; "attention" is the only kind.
+        mixer: what mixes positions: "attention", or "short_conv", a gated convolution over the
+            last few positions (LFM2), which has no rope and no qk_norm.
         norm_before: RMS norms of the inputs of attention and of the feed-forward.
         norm_after: RMS norms of their outputs, before they are added to the residual stream.
         qk_norm: RMS norm of queries and keys: "head" over the D values of
@@ -205,7 +209,8 @@ class BlockSpec:
             None.
         qk_norm_last: queries and keys are normed after they are rotated (Hunyuan).
         rope: rotary position embedding, or None for a layer without positions.
-        window: how many positions attention sees, the current one included, or None for all.
+        window: how many positions the mixer sees, the current one included, or None for all. A
+            short convolution has one: the number of its taps.
 
     Raises:
         FormatError: a value of the wrong type or out of range.
@@ -257,6 +262,21 @@ class BlockSpec:
                 f"model config: window is {self.window!r}; it must be a positive number of tokens "
                 "or absent"
             )
+        if self.mixer == "short_conv":
+            self._check_short_conv()
+
+    def _check_short_conv(self) -> None:
+        if self.window is None:
+            raise FormatError(
+                "model config: window is absent; a short convolution needs it, as the number of "
+                "positions that it sees"
+            )
+        for name in ("rope", "qk_norm"):
+            if getattr(self, name) is not None:
+                raise FormatError(
+                    f"model config: {name} is {getattr(self, name)!r}; a short convolution has "
+                    "none, so it must be absent"
+                )
 
     @property
     def attention_norm(self) -> str | None:
@@ -281,7 +301,7 @@ class BlockSpec:
         return "post_feedforward_layernorm" if self.norm_after else None
 
     def first_seen(self, position: int) -> int:
-        """The first position that attention at ``position`` sees.
+        """The first position that the mixer at ``position`` sees.
 
         Example:
             >>> BlockSpec(rope=None, window=4).first_seen(9)

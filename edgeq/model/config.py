@@ -8,6 +8,10 @@ from typing import Any, Literal, get_args
 
 from edgeq.core.errors import FormatError, check_type
 from edgeq.model.block import (
+    B_PROJ,
+    C_PROJ,
+    CONV,
+    CONV_OUT,
     DOWN_PROJ,
     GATE_PROJ,
     K_NORM,
@@ -19,6 +23,7 @@ from edgeq.model.block import (
     Q_PROJ,
     UP_PROJ,
     V_PROJ,
+    X_PROJ,
     BlockSpec,
     RopeSpec,
     is_count,
@@ -158,6 +163,12 @@ class ModelConfig:
         return self.heads // self.kv_heads
 
     @property
+    def mix_width(self) -> int:
+        """Most values of a position that the mixer of a layer gives to its output projection."""
+        widths = {"attention": self.heads * self.head_dim, "short_conv": self.hidden}
+        return max(widths[block.mixer] for block in self.blocks)
+
+    @property
     def ropes(self) -> tuple[RopeSpec, ...]:
         """The distinct rotary embeddings of queries and keys, in order of their first use."""
         ropes = (block.rope for block in self.blocks if block.rope)
@@ -186,11 +197,15 @@ class ModelConfig:
         """Names and shapes [N, K] of every matrix the decoder multiplies by, embedding included."""
         yield "model.embed_tokens.weight", (self.vocab, self.hidden)
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        for i in range(self.layers):
-            yield tensor_name(i, Q_PROJ), (q, self.hidden)
-            yield tensor_name(i, K_PROJ), (kv, self.hidden)
-            yield tensor_name(i, V_PROJ), (kv, self.hidden)
-            yield tensor_name(i, O_PROJ), (self.hidden, q)
+        for i, block in enumerate(self.blocks):
+            if block.mixer == "short_conv":
+                for part in (B_PROJ, C_PROJ, X_PROJ, CONV_OUT):
+                    yield tensor_name(i, part), (self.hidden, self.hidden)
+            else:
+                yield tensor_name(i, Q_PROJ), (q, self.hidden)
+                yield tensor_name(i, K_PROJ), (kv, self.hidden)
+                yield tensor_name(i, V_PROJ), (kv, self.hidden)
+                yield tensor_name(i, O_PROJ), (self.hidden, q)
             yield tensor_name(i, GATE_PROJ), (self.ffn, self.hidden)
             yield tensor_name(i, UP_PROJ), (self.ffn, self.hidden)
             yield tensor_name(i, DOWN_PROJ), (self.hidden, self.ffn)
@@ -215,6 +230,19 @@ class ModelConfig:
                 if part:
                     yield tensor_name(i, part), (size,)
         yield "model.norm.weight", (self.hidden,)
+
+    def convolutions(self) -> Iterator[tuple[str, tuple[int, int, int]]]:
+        """Names and shapes [hidden, 1, taps] of the weights of short convolutions."""
+        for i, block in enumerate(self.blocks):
+            if block.mixer == "short_conv":
+                assert block.window is not None  # checked by the block
+                yield tensor_name(i, CONV), (self.hidden, 1, block.window)
+
+    def floats(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of all weights that no matrix is made of and that stay floating point:
+        norms and short convolutions."""
+        yield from self.norms()
+        yield from self.convolutions()
 
     def biases(self) -> Iterator[tuple[str, tuple[int]]]:
         """Names and shapes of the biases a family may have (they are optional tensors)."""

@@ -10,7 +10,9 @@ every builder, so that results of two backends can be compared and the first tha
     layers.{i}.q_norm, .k_norm       [T, H, D], [T, Hkv, D]        if qk_norm is "head"
                                      [T, H*D], [T, Hkv*D]          if qk_norm is "all"
     layers.{i}.q_rope, .k_rope       [T, H, D], [T, Hkv, D]        if the layer has positions
-    layers.{i}.mix                   [T, H*D]  attention's weighted values
+    layers.{i}.b, .c, .x             [T, hidden] each, of a short convolution in place of q, k, v
+    layers.{i}.mix                   [T, H*D]  attention's weighted values, or
+                                     [T, hidden]  c * convolution of (b * x)
     layers.{i}.o                     [T, hidden]
     layers.{i}.attn_post_norm        [T, hidden]                   if norm_after
     layers.{i}.attn_scaled           [T, hidden]                   if residual_scale is not 1
@@ -29,7 +31,8 @@ every builder, so that results of two backends can be compared and the first tha
 
 A layer is cut in six parts, where calibration and transforms have to look or to change something:
 `attention_in`, `attention_mix` and `attention_out`, then `feed_forward_in`, `feed_forward_act` and
-`feed_forward_out`. Each part can be run by itself.
+`feed_forward_out`. Each part can be run by itself. "Attention" in their names stands for the
+mixer, whichever it is.
 """
 
 from __future__ import annotations
@@ -37,6 +40,10 @@ from __future__ import annotations
 from typing import Protocol, TypeVar
 
 from edgeq.model.block import (
+    B_PROJ,
+    C_PROJ,
+    CONV,
+    CONV_OUT,
     DOWN_PROJ,
     GATE_PROJ,
     K_NORM,
@@ -46,6 +53,7 @@ from edgeq.model.block import (
     Q_PROJ,
     UP_PROJ,
     V_PROJ,
+    X_PROJ,
     BlockSpec,
     RopeSpec,
     tensor_name,
@@ -55,7 +63,7 @@ from edgeq.model.config import ModelConfig
 V = TypeVar("V")
 
 LAYER_STEPS = (
-    "attn_norm", "q", "k", "v", "q_norm", "k_norm", "q_rope", "k_rope", "mix", "o",
+    "attn_norm", "q", "k", "v", "q_norm", "k_norm", "q_rope", "k_rope", "b", "c", "x", "mix", "o",
     "attn_post_norm", "attn_scaled", "attn_out", "mlp_norm", "gate", "up", "act", "down",
     "mlp_post_norm", "mlp_scaled", "out",
 )  # fmt: skip
@@ -94,6 +102,14 @@ class Builder(Protocol[V]):
         ``attn_softcap``.
         """
 
+    def short_conv(self, name: str, layer: int, b: V, c: V, x: V, weight: str) -> V:
+        """c times a causal convolution of (b * x), each [T, hidden], channel by channel.
+
+        The named weight is [hidden, 1, taps]; its last tap is that of the current position.
+        Positions before the first of the sequence are zero. The layer's cache keeps b * x of the
+        last ``config.blocks[layer].window`` - 1 positions for the next pass.
+        """
+
     def gated(self, name: str, gate: V, up: V) -> V:
         """activation(gate) * up, both [T, ffn]."""
 
@@ -127,13 +143,18 @@ def layer(b: Builder[V], config: ModelConfig, i: int, x: V) -> V:
 
 
 def attention_in(b: Builder[V], config: ModelConfig, i: int, x: V) -> V:
-    """What q, k and v are projected from: x or its norm, [T, hidden]."""
+    """What the mixer's inputs are projected from: x or its norm, [T, hidden]."""
     return _normed(b, f"layers.{i}.attn_norm", i, x, config.blocks[i].attention_norm)
 
 
 def attention_mix(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
-    """Attention's weighted values [T, H*D], from the result of `attention_in`."""
+    """What the mixer makes of the result of `attention_in`: [T, H*D], or [T, hidden]."""
     block, at = config.blocks[i], f"layers.{i}."
+    if block.mixer == "short_conv":
+        gate_in = b.linear(at + "b", h, tensor_name(i, B_PROJ))
+        gate_out = b.linear(at + "c", h, tensor_name(i, C_PROJ))
+        x = b.linear(at + "x", h, tensor_name(i, X_PROJ))
+        return b.short_conv(at + "mix", i, gate_in, gate_out, x, tensor_name(i, CONV))
     q = b.linear(at + "q", h, tensor_name(i, Q_PROJ))
     k = b.linear(at + "k", h, tensor_name(i, K_PROJ))
     v = b.linear(at + "v", h, tensor_name(i, V_PROJ))
@@ -156,8 +177,9 @@ def attention_mix(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
 
 
 def attention_out(b: Builder[V], config: ModelConfig, i: int, mix: V) -> V:
-    """What attention adds to the residual stream [T, hidden], from `attention_mix`'s result."""
-    out = b.linear(f"layers.{i}.o", mix, tensor_name(i, O_PROJ))
+    """What the mixer adds to the residual stream [T, hidden], from `attention_mix`'s result."""
+    part = CONV_OUT if config.blocks[i].mixer == "short_conv" else O_PROJ
+    out = b.linear(f"layers.{i}.o", mix, tensor_name(i, part))
     out = _normed(b, f"layers.{i}.attn_post_norm", i, out, config.blocks[i].attention_post_norm)
     return _branch(b, config, f"layers.{i}.attn_scaled", out)
 

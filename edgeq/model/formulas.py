@@ -59,6 +59,21 @@ def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
     return out
 
 
+def convolution(x: Array, weight: Array) -> Array:
+    """Causal convolution of each column of x [T, K], the oldest tap added first: [T, K].
+
+    Args:
+        x: float32, a row for each position; before the first all are zero.
+        weight: float32 [K, 1, taps]; the last tap is that of the current position.
+    """
+    taps = weight.shape[2]
+    out = np.zeros_like(x)
+    for tap in range(taps):
+        back = taps - 1 - tap
+        out[back:] += x[: x.shape[0] - back] * weight[:, 0, tap]
+    return out
+
+
 def activation(kind: Activation, x: Array) -> Array:
     """The gate's nonlinearity: "silu" is x * sigmoid(x), "gelu_tanh" GELU's tanh form."""
     if kind == "silu":

@@ -4,7 +4,8 @@ The engine allocates these sizes, and a planner that has only a model's hyperpar
 with them, so that each size is defined once.
 
     cache     per layer, for `cache_length` positions; a windowed layer keeps only what its window,
-              a batch and a guess that is taken back need
+              a batch and a guess that is taken back need, and a short convolution its inputs at
+              the positions it sees and those of such a guess
     scratch   float32 rows of a batch and of each thread (`Buffers`), rotary tables, norms, logits
 
 All numbers of the cache are padded as the kernels want them: heads to 32 dimensions (values in
@@ -59,8 +60,12 @@ def cache_length(block: BlockSpec, context: int, kv_bits: int = 8) -> int:
     """Positions a layer's cache holds: all, or its window and what may be added or rolled back.
 
     While a batch is read its first token still needs its whole window, as does the next token
-    when a guess has been taken back; and positions that share a center are lost as a whole.
+    when a guess has been taken back; and positions that share a center are lost as a whole. The
+    inputs of a short convolution are stored when its batch has been read.
     """
+    if block.mixer == "short_conv":
+        assert block.window is not None  # checked by the block
+        return min(context, block.window + MAX_DRAFT)
     length = round_up(context, CHUNK)
     if block.window is None:
         return length
@@ -98,12 +103,24 @@ def kv_bytes(config: ModelConfig, context: int, kv_bits: int = 8) -> int:
         context: positions.
         kv_bits: 4, 8 or 16.
     """
-    lengths = (cache_length(block, context, kv_bits) for block in config.blocks)
-    return sum(lengths) * position_bytes(config, kv_bits)
+    return sum(
+        cache_length(block, context, kv_bits) * layer_position_bytes(config, layer, kv_bits)
+        for layer, block in enumerate(config.blocks)
+    )
+
+
+def layer_position_bytes(config: ModelConfig, layer: int, kv_bits: int = 8) -> int:
+    """Bytes that one position takes in the cache of a layer, whichever its mixer is.
+
+    Of a short convolution: its input in float32.
+    """
+    if config.blocks[layer].mixer == "short_conv":
+        return config.hidden * _FLOAT
+    return position_bytes(config, kv_bits)
 
 
 def position_bytes(config: ModelConfig, kv_bits: int = 8) -> int:
-    """Bytes that one position takes in the cache of one layer.
+    """Bytes that one position takes in the cache of one layer with attention.
 
     With 4 or 8 bits: codes of key and value; for each head the key's float16 scale and zero point
     and the value's float32 scale; and for every 64 or 16 positions one key in float16.
@@ -192,6 +209,8 @@ def buffers(config: ModelConfig, context: int, threads: int, sequences: int = 1)
     rows = max(batch, threads, sequences)
     hidden, ffn = round_up(c.hidden, _WIDTH), round_up(c.ffn, _WIDTH)
     q, kv = (round_up(heads * c.head_dim, _WIDTH) for heads in (c.heads, c.kv_heads))
+    if any(block.mixer == "short_conv" for block in c.blocks):
+        q, kv = max(q, hidden), max(kv, hidden)  # its three inputs lie in the rows of q, k and v
     acts = max(hidden, ffn, q) // 32 * ACT_BLOCK
     part = part_bytes(c.head_dim)
     chunks = -(-context // CHUNK)
@@ -222,7 +241,7 @@ def scratch_bytes(config: ModelConfig, context: int, threads: int, sequences: in
     sizes = buffers(c, context, threads, sequences)
     rows = sum(math.prod(shape) for shape in sizes.arrays.values())
     rotary = sum(context * rope.dim for rope in c.ropes)  # cosines and sines of half of them
-    norms = sum(math.prod(shape) for _, shape in c.norms())
+    norms = sum(math.prod(shape) for _, shape in c.floats())
     return _FLOAT * (rows + rotary + norms)
 
 

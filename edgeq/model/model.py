@@ -8,6 +8,9 @@ by its importer (Phi-3's fused projections are split, GGUF's names mapped):
     model.layers.{i}.self_attn.{q,k,v}_proj.weight  [H*D | Hkv*D, hidden]   (.bias optional)
     model.layers.{i}.self_attn.{q,k}_norm.weight  [D], or with qk_norm "all" [H*D | Hkv*D]
     model.layers.{i}.self_attn.o_proj.weight      [hidden, H*D]
+    model.layers.{i}.conv.{b,c,x}_proj.weight     [hidden, hidden]  of a short convolution, in place
+    model.layers.{i}.conv.conv.weight             [hidden, 1, taps] of all parts of self_attn
+    model.layers.{i}.conv.out_proj.weight         [hidden, hidden]
     model.layers.{i}.post_attention_layernorm.weight    [hidden]  see `edgeq.model.block`
     model.layers.{i}.pre_feedforward_layernorm.weight   [hidden]  if norm_before and norm_after
     model.layers.{i}.post_feedforward_layernorm.weight  [hidden]  if norm_after
@@ -157,11 +160,11 @@ class Model:
         Raises:
             FormatError: one is missing, has another shape, or does not belong to the model.
         """
-        for name, shape in (*self.config.linears(), *self.config.norms()):
+        for name, shape in (*self.config.linears(), *self.config.floats()):
             if name not in self.tensors:
                 raise FormatError(f"tensor {name} is missing from the model")
             self._check_shape(name, shape)
-        known = {name for name, _ in (*self.config.linears(), *self.config.norms())}
+        known = {name for name, _ in (*self.config.linears(), *self.config.floats())}
         for name, shape in self.config.biases():
             if name in self.tensors:
                 self._check_shape(name, shape)

@@ -6,6 +6,8 @@ from it what calibration, transforms and profiling have to know of a layer:
     kind       linears    input                                 source
     attn_in    q, k, v    norm of x, or x          [T, hidden]  the norm, or None
     attn_out   o          attention's mix of v     [T, H*D]     v
+    attn_in    b, c, x    norm of x, or x          [T, hidden]  the norm, or None
+    attn_out   o          short convolution        [T, hidden]  c
     mlp_in     gate, up   norm of x, or x          [T, hidden]  the norm, or None
     mlp_out    down       activation(gate) * up    [T, ffn]     up
     head       head       last norm of x           [T, hidden]  the norm
@@ -33,7 +35,7 @@ class RecordedOperation:
         name: of the result, as `edgeq.model.decoder` lists them.
         inputs: the values that it is computed from.
         weight: name of the tensor it uses, or "".
-        layer: of "attend".
+        layer: of "attend" and "short_conv".
         rope: of "rope".
         number: of "scaled" and "capped".
     """
@@ -94,6 +96,18 @@ class RecordingBuilder:
     ) -> RecordedOperation:
         """Attention over the cache, k and v included."""
         return self._record("attend", name, q, k, v, layer=layer)
+
+    def short_conv(
+        self,
+        name: str,
+        layer: int,
+        b: RecordedOperation,
+        c: RecordedOperation,
+        x: RecordedOperation,
+        weight: str,
+    ) -> RecordedOperation:
+        """A gated short convolution."""
+        return self._record("short_conv", name, b, c, x, layer=layer, weight=weight)
 
     def gated(self, name: str, gate: RecordedOperation, up: RecordedOperation) -> RecordedOperation:
         """activation(gate) * up."""
@@ -179,18 +193,20 @@ def linear_groups(config: ModelConfig) -> tuple[LinearGroup, ...]:
 def _kind(linear: RecordedOperation, users: dict[int, list[RecordedOperation]]) -> GroupKind:
     if linear.kind == "logits":
         return "head"
-    if linear.inputs[0].kind == "attend":
+    if linear.inputs[0].kind in ("attend", "short_conv"):
         return "attn_out"
     if linear.inputs[0].kind == "gated":
         return "mlp_out"
     user = users[id(linear)][0]
     while user.kind in ("heads", "norm", "rope"):
         user = users[id(user)][0]
-    return "attn_in" if user.kind == "attend" else "mlp_in"
+    return "attn_in" if user.kind in ("attend", "short_conv") else "mlp_in"
 
 
 def _source(value: RecordedOperation) -> str | None:
     """The weight that each column of a value is proportional to."""
+    if value.kind == "short_conv":
+        return value.inputs[1].weight  # c
     if value.kind in ("attend", "gated"):  # the last input is v, or up
         value = value.inputs[-1]
         while value.kind == "heads":

@@ -99,7 +99,7 @@ class Reference:
         self.config = model.config if context is None else config_at(model.config, context)
         self._product = linear or (self._product_of_stored if keep else dense)
         self._kv = kv
-        self._small: dict[str, Array] = {}  # norms and biases, as float32
+        self._small: dict[str, Array] = {}  # norms, biases and convolutions, as float32
         self._weights: dict[str, Array] = {}
         self._rope: dict[RopeSpec, tuple[Array, Array]] = {}
         self._tokens: NDArray[np.int64] = np.empty(0, np.int64)
@@ -198,6 +198,11 @@ class Reference:
         """Append k and v to the layer's cache; attention of q: [T, H*D]."""
         self._store(self._cache, layer, k, v)
         return self._result(name, self._cache.attend(layer, q).reshape(q.shape[0], -1))
+
+    def short_conv(self, name: str, layer: int, b: Array, c: Array, x: Array, weight: str) -> Array:
+        """Append b * x to the layer's state; c times its convolution: [T, hidden]."""
+        mixed = self._cache.convolve(layer, b * x, self._vector(weight))
+        return self._result(name, c * mixed)
 
     def gated(self, name: str, gate: Array, up: Array) -> Array:
         """activation(gate) * up."""

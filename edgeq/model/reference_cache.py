@@ -1,4 +1,7 @@
-"""The key/value cache of the reference: as many positions as are appended, all of them kept."""
+"""The cache of the reference: as many positions as are appended, all of them kept.
+
+That is the keys and values of attention, and the inputs of short convolutions.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,19 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.model.config import ModelConfig
-from edgeq.model.formulas import Array, attend_blocks, softcap, softmax
+from edgeq.model.formulas import Array, attend_blocks, convolution, softcap, softmax
 
 
 class KV:
     """Keys and values of the positions seen so far, growing as needed.
 
     The contract a cache fulfils (the INT8 one of the runtime is another): `n_past`, `append`,
-    `attend`, `advance`, `truncate`.
+    `attend`, `convolve`, `advance`, `truncate`.
 
     Args:
         config: of the model.
-        dtype: what they are stored as; all arithmetic is float32.
+        dtype: what keys and values are stored as; all arithmetic is float32, and so are the inputs
+            of short convolutions.
         capacity: positions to make room for at once.
     """
 
@@ -31,18 +35,45 @@ class KV:
         self.n_past = 0
         self.rope_context = 0
         """The context that keys are rotated for (`edgeq.model.rotary`); the reference sets it."""
-        shape = (capacity, config.kv_heads, config.head_dim)
-        self._k: list[NDArray[Any]] = [np.empty(shape, dtype) for _ in range(config.layers)]
-        self._v: list[NDArray[Any]] = [np.empty(shape, dtype) for _ in range(config.layers)]
+        heads = (config.kv_heads, config.head_dim)
+        attends = [block.mixer == "attention" for block in config.blocks]
+        rooms = [capacity if attend else 0 for attend in attends]
+        self._k: list[NDArray[Any]] = [np.empty((room, *heads), dtype) for room in rooms]
+        self._v: list[NDArray[Any]] = [np.empty((room, *heads), dtype) for room in rooms]
+        self._inputs = [
+            np.empty((0 if attend else capacity, config.hidden), np.float32) for attend in attends
+        ]
 
     def arrays(self, layer: int) -> dict[str, NDArray[Any]]:
-        """What is stored of a layer, by position: keys and values [capacity, Hkv, D]."""
+        """What is stored of a layer, by position: keys and values [capacity, Hkv, D].
+
+        Of a short convolution: its inputs [capacity, hidden].
+        """
+        if self.config.blocks[layer].mixer == "short_conv":
+            return {"inputs": self._inputs[layer]}
         return {"keys": self._k[layer], "values": self._v[layer]}
 
     @property
     def nbytes(self) -> int:
         """Bytes held, room to grow included."""
-        return sum(a.nbytes for a in (*self._k, *self._v))
+        return sum(a.nbytes for a in (*self._k, *self._v, *self._inputs))
+
+    def convolve(self, layer: int, x: Array, weight: Array) -> Array:
+        """Store x [T, hidden] at positions n_past .. n_past+T-1; its causal convolution.
+
+        Args:
+            layer: a short convolution.
+            x: its inputs.
+            weight: float32 [hidden, 1, taps].
+
+        Returns:
+            float32 [T, hidden].
+        """
+        stop = self.n_past + x.shape[0]
+        self._inputs[layer] = grown(self._inputs[layer], stop)
+        self._inputs[layer][self.n_past : stop] = x
+        first = self.config.blocks[layer].first_seen(self.n_past)
+        return convolution(self._inputs[layer][first:stop], weight)[self.n_past - first :]
 
     def append(self, layer: int, k: Array, v: Array) -> None:
         """Store k and v [T, Hkv, D] at positions n_past .. n_past+T-1 of one layer."""

@@ -70,7 +70,7 @@ class TracedReference(Reference):
             tokens: int [T].
             results: its results of that pass; of each layer the keys that are cached, for
                 instance ``layers.{i}.k_rope``, and the values ``layers.{i}.v``. Where one is
-                missing, the pass is computed.
+                missing, as in a layer without attention, the pass is computed.
         """
         c, n = self.config, len(tokens)
         names = [

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgeq._version import __version__
 from edgeq.core.errors import UsageError
 from edgeq.devices.model_header import facts_of
-from edgeq.devices.roofline import cache_read_bytes
+from edgeq.devices.roofline import cache_read_bytes, positions_seen
 from edgeq.profiling.session import Workload
 
 if TYPE_CHECKING:
@@ -194,13 +194,13 @@ def bytes_read_per_token(model: Model, cached: int, kv_bits: int) -> int:
 def macs(config: ModelConfig, tokens: int, past: int) -> int:
     """Multiply-adds of reading tokens after ``past`` others, logits of the last one only.
 
-    Linears and attention; a windowed layer sees its window only. Norms, rotation and softmax are
-    left out, which are a few in a thousand.
+    Linears and attention; a windowed layer sees its window only. Norms, rotation, softmax and short
+    convolutions are left out, which are a few in a thousand.
     """
     if not tokens:
         return 0
     sizes = dict(config.linears())
     head = int(np.prod(sizes[config.head_name]))
     linears = sum(n * k for name, (n, k) in sizes.items() if name.startswith("model.layers."))
-    seen = sum(block.positions_seen(past + t + 1) for block in config.blocks for t in range(tokens))
+    seen = sum(positions_seen(config, past + t + 1) for t in range(tokens))
     return tokens * linears + head + 2 * seen * config.heads * config.head_dim

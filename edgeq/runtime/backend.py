@@ -34,10 +34,10 @@ class Backend(Protocol):
         """Remove everything at and past ``position``."""
 
     def first(self, layer: int) -> int:
-        """The first position that is still in a layer's cache, a multiple of 16."""
+        """The first position that is still in a layer's cache; with attention a multiple of 16."""
 
     def read(self, layer: int, start: int, stop: int) -> state.Parts:
-        """A layer's cache of positions ``start:stop``, in the arrays of `state.layer_parts`."""
+        """A layer's cache of positions ``start:stop``, in the arrays of `state.state_parts`."""
 
     def write(self, layer: int, start: int, parts: state.Parts) -> None:
         """Put a saved sequence's last positions, from ``start`` to its end, into a layer."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.formats.packing import round_up
-from edgeq.runtime.kv_state import Parts
+from edgeq.runtime.kv_state import Parts, positions_in
 from edgeq.runtime.shared_decoder import SharedDecoder
 from edgeq.runtime.step_times import StepTimes
 
@@ -64,18 +64,18 @@ class CompiledBackend:
             self._starts, self._written = [0] * len(self._starts), 0
 
     def first(self, layer: int) -> int:
-        """The first position of the sequence whose key and value are still in the layer's cache."""
+        """The first position of the sequence that is still in the layer's cache."""
         # positions are lost with the first of their span, which is the center of all
         oldest = round_up(self._written - self._caches[layer].length, self._caches[layer].span)
         return max(self._starts[layer], oldest, 0)
 
     def read(self, layer: int, start: int, stop: int) -> Parts:
-        """A layer's keys and values of positions ``start:stop``, whole center spans."""
+        """A layer's cache of positions ``start:stop``, whole center spans."""
         return self._caches[layer].read(start, stop)
 
     def write(self, layer: int, start: int, parts: Parts) -> None:
         """Put a saved sequence's last positions, from ``start`` to its end, into a layer."""
-        cache, stop = self._caches[layer], start + len(parts["keys"])
+        cache, stop = self._caches[layer], start + positions_in(parts)
         self._written = max(self._written, stop)
         self._starts[layer] = start
         skip, span = self.first(layer) - start, cache.span

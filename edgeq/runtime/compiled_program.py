@@ -18,14 +18,14 @@ from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model import recording
 from edgeq.model.block import RopeSpec
-from edgeq.model.memory_layout import Buffers, attention_work, buffers, cache_length, query_block
+from edgeq.model.memory_layout import Buffers, attention_work, buffers, query_block
 from edgeq.model.model import Model
 from edgeq.model.rotary import rope_tables
 from edgeq.runtime.engine_memory import EngineMemory
 from edgeq.runtime.kernels import abi
 from edgeq.runtime.kernels.abi import Step
 from edgeq.runtime.kernels.jit import float_kernel_address, kernel_address
-from edgeq.runtime.packed_cache import PackedCache
+from edgeq.runtime.layer_cache import layer_cache
 from edgeq.runtime.step_fusion import ProgramStep, fuse
 from edgeq.runtime.step_times import StepLabel
 
@@ -52,7 +52,7 @@ class CompiledProgram:
     Attributes:
         record: the `abi.PROGRAM`, an array of one.
         labels: layer and label of each step, for its time.
-        caches: the KV cache of each layer, for each sequence.
+        caches: the cache of each layer, for each sequence.
         tables: address of the records of each sequence's caches.
         logits: float32 [sequences, V rounded up to whole tiles].
         normed: float32 [rows, hidden rounded up]: after a pass, the final norm of its tokens.
@@ -76,10 +76,7 @@ class CompiledProgram:
         self.labels: tuple[StepLabel, ...] = tuple((step.layer, step.label) for step in steps)
         linears = self._linear_records([name for step in steps for name in step.linears])
         self.caches = [
-            [
-                PackedCache(c, cache_length(block, context, kv_bits), kv_bits, memory.zeros)
-                for block in c.blocks
-            ]
+            [layer_cache(c, layer, context, kv_bits, memory.zeros) for layer in range(c.layers)]
             for _ in range(sequences)
         ]
         self.tables = [
@@ -207,6 +204,14 @@ class CompiledProgram:
         self._memory.scratch_bytes += weight.nbytes
         return self._memory.address(weight, 4)
 
+    def _taps(self, name: str) -> tuple[int, int]:
+        """Address and number of the taps of a short convolution, each a row over the channels."""
+        if not name:
+            return 0, 0
+        rows = np.ascontiguousarray(self._model.tensors[name].numpy()[:, 0].T)
+        self._memory.scratch_bytes += rows.nbytes
+        return self._memory.address(rows, 4), len(rows)
+
     def _step_records(
         self, steps: list[ProgramStep], sizes: Buffers, matrices: NDArray[Any]
     ) -> NDArray[Any]:
@@ -229,6 +234,7 @@ class CompiledProgram:
                 wanted |= bool((kinds >= abi.FIRST_QUANT).any())
             end -= len(step.linears)
         for step, quantizes in zip(steps, read, strict=True):
+            taps, tap_count = self._taps(step.taps)
             records.append(
                 {
                     "kind": step.kind,
@@ -246,6 +252,8 @@ class CompiledProgram:
                     "activation": abi.ACTIVATIONS.index(config.activation),
                     "softcap": self._numbers(step.scale / step.cap, step.cap) if step.cap else 0,
                     "scale": step.scale,
+                    "taps": taps,
+                    "tap_count": tap_count,
                 }
             )
             linear += len(step.linears)

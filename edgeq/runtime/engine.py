@@ -270,7 +270,8 @@ class Engine:
     def truncate(self, n: int) -> None:
         """Keep the first ``n`` tokens of the sequence and remove the rest.
 
-        The cache of a sliding-window layer has little more than its window. If it no longer has
+        The cache of a layer with a sliding window or a short convolution has little more than the
+        positions it sees. If it no longer has
         what token ``n`` would see, the remaining tokens are run again when the sequence is
         continued. Removing up to `edgeq.runtime.lookup.MAX_DRAFT` tokens never costs that.
         """
@@ -429,7 +430,9 @@ class Engine:
             return
         start, span = self._checked if finite else 0, center_span(self.kv_bits)
         self._checked = self.n_past
-        for layer in range(self.config.layers):
+        for layer, block in enumerate(self.config.blocks):
+            if block.mixer != "attention":
+                continue  # its state is float32 and overflows where the model's arithmetic does
             first = max(start, self._run.first(layer)) // span * span
             for name, part in self._run.read(layer, first, self.n_past).items():
                 if part.dtype.kind != "f" or np.isfinite(part).all():

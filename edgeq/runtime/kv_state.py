@@ -9,11 +9,12 @@ The file is a safetensors container. Its metadata are
 and its tensors are (S positions of a layer, from its start to the end of the sequence):
 
     tokens          I32 [n]
-    layers.I.NAME   the arrays of `layer_parts`: only used positions, in order, so that a state
+    layers.I.NAME   the arrays of `state_parts`: only used positions, in order, so that a state
                     can be loaded with any context, thread count, processor and backend
     crc32           U32 [1]   of every byte of the file before it
 
-A layer with a sliding window may lack the beginning of the sequence; its start is above 0 then.
+A layer with a sliding window or a short convolution may lack the beginning of the sequence; its
+start is above 0 then.
 """
 
 from __future__ import annotations
@@ -51,10 +52,35 @@ Parts = dict[str, NDArray[Any]]
 _CRC_BYTES = 1 << 24
 
 
+def state_parts(
+    config: ModelConfig, layer: int, kv_bits: int, positions: int
+) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Types and shapes of a layer's cache for some positions, whichever its mixer is.
+
+    Of a short convolution these are its inputs. The first position is a multiple of `layer_span`.
+
+    Returns:
+        name -> (NumPy type, shape), in file order.
+    """
+    if config.blocks[layer].mixer == "short_conv":
+        return {"inputs": (np.float32, (positions, config.hidden))}
+    return layer_parts(config, kv_bits, positions)
+
+
+def layer_span(config: ModelConfig, layer: int, kv_bits: int) -> int:
+    """Positions of a layer's cache that are stored together."""
+    return 1 if config.blocks[layer].mixer == "short_conv" else center_span(kv_bits)
+
+
+def positions_in(parts: Parts) -> int:
+    """How many positions the arrays of a layer are of."""
+    return len(parts["inputs"] if "inputs" in parts else parts["keys"])
+
+
 def layer_parts(
     config: ModelConfig, kv_bits: int, positions: int
 ) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """Types and shapes of one layer's cache for some positions.
+    """Types and shapes of the cache of one layer with attention for some positions.
 
     The quantization is described in `edgeq.runtime.activations`. The first of the positions is a
     multiple of `edgeq.model.memory_layout.center_span`. Two codes of 4 bits share a byte.
@@ -139,7 +165,7 @@ class Snapshot:
         model: `fingerprint` of the model.
         kv_bits: 8 or 16.
         tokens: the sequence.
-        layers: for each layer, the first position it has and the arrays of `layer_parts`.
+        layers: for each layer, the first position it has and the arrays of `state_parts`.
         context: of the engine that made it, on which rotary positions may depend.
     """
 
@@ -186,7 +212,7 @@ def save(
     n = len(tokens)
     arrays: dict[str, tuple[str, tuple[int, ...], int]] = {"tokens": ("I32", (n,), 4 * n)}
     for layer, start in enumerate(starts):
-        for name, (kind, shape) in layer_parts(config, kv_bits, n - start).items():
+        for name, (kind, shape) in state_parts(config, layer, kv_bits, n - start).items():
             nbytes = np.dtype(kind).itemsize * math.prod(shape)
             arrays[f"layers.{layer}.{name}"] = (TYPE_NAMES[kind], shape, nbytes)
     arrays["crc32"] = ("U32", (1,), 4)
@@ -205,7 +231,7 @@ def save(
         yield np.array(tokens, "<i4").tobytes()
         for layer, start in enumerate(starts):
             parts = read(layer, start, n)
-            for name in layer_parts(config, kv_bits, n - start):
+            for name in state_parts(config, layer, kv_bits, n - start):
                 yield np.ascontiguousarray(parts[name]).reshape(-1).view(np.uint8).data
 
     write_whole(Path(path), _summed(pieces()), "the state")
@@ -272,9 +298,10 @@ def load(path: str | Path, config: ModelConfig, model: str, kv_bits: int, contex
         raise _damaged(path, "it does not say what context its engine had")
     if not same_ropes(config, int(saved), context):
         raise UsageError(other_ropes(str(path), int(saved), context))
-    starts = _starts(path, metadata.get("starts", ""), config, tokens.size, center_span(kv_bits))
+    starts = _starts(path, metadata.get("starts", ""), config, tokens.size, kv_bits)
     for layer, start in enumerate(starts):
-        for name, (kind, shape) in layer_parts(config, kv_bits, tokens.size - start).items():
+        parts = state_parts(config, layer, kv_bits, tokens.size - start)
+        for name, (kind, shape) in parts.items():
             _checked(file, f"layers.{layer}.{name}", TYPE_NAMES[kind], shape)
     return Saved([int(token) for token in tokens], starts, file)
 
@@ -310,11 +337,13 @@ def _checked(
     return file.array(name)
 
 
-def _starts(path: Path, text: str, config: ModelConfig, n: int, span: int) -> list[int]:
+def _starts(path: Path, text: str, config: ModelConfig, n: int, kv_bits: int) -> list[int]:
     try:
         starts = json.loads(text)
         good = len(starts) == config.layers and all(
-            type(start) is int and start % span == 0 and start <= config.blocks[layer].first_seen(n)
+            type(start) is int
+            and start % layer_span(config, layer, kv_bits) == 0
+            and 0 <= start <= config.blocks[layer].first_seen(n)
             for layer, start in enumerate(starts)
         )
     except (json.JSONDecodeError, RecursionError, TypeError):

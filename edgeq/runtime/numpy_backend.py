@@ -46,7 +46,7 @@ from edgeq.runtime.activations import (
     quantize_twice,
     quantize_values,
 )
-from edgeq.runtime.kv_state import Parts, paired, unpaired
+from edgeq.runtime.kv_state import Parts, paired, positions_in, unpaired
 
 KEEP_WEIGHTS = 1 << 24
 """A model of at most this many weights is unpacked once, to float32 (64 MiB); a larger one is
@@ -127,14 +127,14 @@ class NumpyBackend:
         return self._starts[layer]
 
     def read(self, layer: int, start: int, stop: int) -> Parts:
-        """A layer's keys and values of positions ``start:stop``, whole center spans."""
+        """A layer's cache of positions ``start:stop``, whole center spans."""
         span = center_span(self._kv_bits)
         spans = slice(start // span, -(-stop // span))
         parts = {
             name: array[spans if name == "centers" else slice(start, stop)]
             for name, array in self._cache.arrays(layer).items()
         }
-        if self._kv_bits == 4:
+        if self._kv_bits == 4 and "keys" in parts:
             parts |= {name: paired(parts[name]) for name in ("keys", "values")}
         return parts
 
@@ -148,7 +148,7 @@ class NumpyBackend:
             array[:at] = 0  # masked, but part of a chunk that is read: they must be numbers
             array[at : at + len(part)] = part
         self._starts[layer] = start
-        self._cache.n_past = start + len(parts["keys"])
+        self._cache.n_past = start + positions_in(parts)
 
     def close(self) -> None:
         """Nothing to release but memory, which goes with the object."""
@@ -265,18 +265,20 @@ class IntegerKV(KV):
         self._bits, self._span = bits, center_span(bits)
         if bits == 8:
             self._v = [v.view(np.int8) for v in self._v]
-        shape = (config.layers, capacity, config.kv_heads)
-        self._k_scales = np.empty(shape, np.float16)
-        self._k_zeros = np.empty(shape, np.uint8)
-        self._v_scales = np.empty(shape, np.float32)
-        spans = round_up(capacity, self._span) // self._span
-        self._centers = np.empty(
-            (config.layers, spans, config.kv_heads, config.head_dim), np.float16
-        )
+        heads = config.kv_heads
+        rooms = [capacity if block.mixer == "attention" else 0 for block in config.blocks]
+        self._k_scales = [np.empty((room, heads), np.float16) for room in rooms]
+        self._k_zeros = [np.empty((room, heads), np.uint8) for room in rooms]
+        self._v_scales = [np.empty((room, heads), np.float32) for room in rooms]
+        spans = [round_up(room, self._span) // self._span for room in rooms]
+        self._centers = [np.empty((n, heads, config.head_dim), np.float16) for n in spans]
 
     def arrays(self, layer: int) -> dict[str, NDArray[Any]]:
         """What is stored of a layer, by position; centers by `center_span` positions."""
-        return super().arrays(layer) | {
+        arrays = super().arrays(layer)
+        if "inputs" in arrays:
+            return arrays
+        return arrays | {
             "key_scales": self._k_scales[layer],
             "key_zeros": self._k_zeros[layer],
             "centers": self._centers[layer],
@@ -286,8 +288,8 @@ class IntegerKV(KV):
     @property
     def nbytes(self) -> int:
         """Bytes of codes, scales, zero points and centers."""
-        parts = (self._k_scales, self._k_zeros, self._v_scales, self._centers)
-        return super().nbytes + sum(part.nbytes for part in parts)
+        layers = (self._k_scales, self._k_zeros, self._v_scales, self._centers)
+        return super().nbytes + sum(part.nbytes for parts in layers for part in parts)
 
     def append(self, layer: int, k: Array, v: Array) -> None:
         """Round k and v [T, Hkv, D] and store them."""
@@ -295,12 +297,12 @@ class IntegerKV(KV):
         if self._bits == 4:
             k, v = hadamard(k), hadamard(v)
         span, place = np.divmod(np.arange(new.start, new.stop), self._span)
-        self._centers[layer, span[place == 0]] = k[place == 0]
-        k_codes, self._k_scales[layer, new], self._k_zeros[layer, new] = quantize_keys(
-            k - self._centers[layer, span].astype(np.float32), self._bits
+        self._centers[layer][span[place == 0]] = k[place == 0]
+        k_codes, self._k_scales[layer][new], self._k_zeros[layer][new] = quantize_keys(
+            k - self._centers[layer][span].astype(np.float32), self._bits
         )
         v_codes: NDArray[np.integer]
-        v_codes, self._v_scales[layer, new] = (
+        v_codes, self._v_scales[layer][new] = (
             quantize_vectors(v) if self._bits == 8 else quantize_values(v)
         )
         self._store(layer, k_codes, v_codes)
@@ -340,18 +342,18 @@ class IntegerKV(KV):
         v = self._v[layer][where].transpose(1, 0, 2).astype(np.int16)  # [Hkv, S, D]
         if self._bits == 4:
             v -= VALUE_ZERO
-        weights *= self._v_scales[layer, where].T[:, None, :]
+        weights *= self._v_scales[layer][where].T[:, None, :]
         return peak, total, integer_product(quantize_blocks(weights), v)
 
     def _scores(self, layer: int, where: slice, q: Array) -> Array:
         """q . k of one chunk's keys, float32 [group, Hkv, rows, S]."""
         n = where.stop - where.start
         spans = slice(where.start // self._span, -(-where.stop // self._span))
-        centers = self._centers[layer, spans].astype(np.float32)
+        centers = self._centers[layer][spans].astype(np.float32)
         shared = q @ centers.transpose(1, 2, 0)  # [group, Hkv, rows, spans]
-        codes = self._k[layer][where].astype(np.int16) - self._k_zeros[layer, where, :, None]
+        codes = self._k[layer][where].astype(np.int16) - self._k_zeros[layer][where, :, None]
         k = codes.transpose(1, 2, 0)  # [Hkv, D, S]
-        scales = self._k_scales[layer, where].T[:, None, :].astype(np.float32)
+        scales = self._k_scales[layer][where].T[:, None, :].astype(np.float32)
         roundings = quantize_twice(q) if self._bits == 8 else (quantize_blocks(q),)
         scores = sum(integer_product(part, k) * scales for part in roundings)
         return cast(Array, scores + np.repeat(shared, self._span, axis=-1)[..., :n])

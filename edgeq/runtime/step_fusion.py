@@ -6,6 +6,7 @@ runs (`edgeq.runtime.kernels.program`):
     EMBED       rows of the embedding
     NORM        add of a branch (normed and scaled before, where it is) + norm + quantize
     LINEARS     linears of one input
+    SHORT_CONV  gated short convolution of three linears
     ATTENTION   heads + norms and rotary embedding of q and k + append to the cache + attention
     QUANTIZE    the input of a linear that no norm precedes
     GATED       two linears of one input + activation(gate) * up
@@ -29,11 +30,13 @@ from edgeq.model.recording import RecordedOperation
 from edgeq.runtime.kernels.abi import Step
 
 _INPUT_LABELS = {
-    "q": "norm_in", "gate": "norm_ffn", "logits": "final_norm", "head": "final_norm",
+    "q": "norm_in", "b": "norm_in", "gate": "norm_ffn", "logits": "final_norm",
+    "head": "final_norm",
 }  # fmt: skip
 """Last part of a linear's name -> label of the norm before it."""
 _STEP_LABELS = {
-    "q": "qkv", "mix": "attention", "o": "o_proj", "gate": "gate_up", "down": "down_proj",
+    "q": "qkv", "b": "in_proj", "mix": "attention", "o": "o_proj", "gate": "gate_up",
+    "down": "down_proj",
 }  # fmt: skip
 """Last part of a result's name -> label of the step that computes it."""
 _LINEAR_ROWS = {1: ("branch",), 3: ("q", "k", "v")}
@@ -60,6 +63,7 @@ class ProgramStep:
             none).
         linears: weights of the matrices.
         q_norm, k_norm: weights of ATTENTION's norms, or "".
+        taps: weight of SHORT_CONV.
         norm_spans_heads: whether q and k are normed as one vector each, not head by head.
         norm_last: whether heads are normed after they are rotated.
         rope: how ATTENTION rotates q, and by its `for_keys` k, or None.
@@ -78,6 +82,7 @@ class ProgramStep:
     linears: tuple[str, ...] = ()
     q_norm: str = ""
     k_norm: str = ""
+    taps: str = ""
     norm_spans_heads: bool = False
     norm_last: bool = False
     rope: RopeSpec | None = None
@@ -140,6 +145,8 @@ class _Fusion:
                 self._linears(operation.inputs[0])
             elif operation.kind == "attend":
                 self._attention(operation)
+            elif operation.kind == "short_conv":
+                self._short_conv(operation)
             elif operation.kind == "logits":
                 self._head(operation)
         for operation in self.operations:
@@ -212,6 +219,17 @@ class _Fusion:
             norm_last=kinds[0][-1] == "norm" and "rope" in kinds[0],
         )  # fmt: skip
         self.rows["att"] = attend
+
+    def _short_conv(self, operation: RecordedOperation) -> None:
+        """A short convolution of three linears."""
+        for value, row in zip(operation.inputs, _LINEAR_ROWS[3], strict=True):
+            if self._row(value) != row:
+                raise _no_step(operation, f"{value.name} is not in the rows of {row}")
+        layer, _ = _layer_and_part(operation)
+        self._fuse(operation)
+        # not "att": beyond the values of attention its rows must remain zeros
+        self._step(Step.SHORT_CONV, "short_conv", layer, x="q", out="normed", taps=operation.weight)
+        self.rows["normed"] = operation
 
     def _input(self, consumer: RecordedOperation) -> str:
         """Quantize the input of linears; returns the buffer of its float rows."""

@@ -55,7 +55,9 @@ def pair() -> Iterator[tuple[Engine, Engine]]:
         yield large, small
 
 
-@pytest.mark.parametrize(("family", "kv_bits"), [("llama", 8), ("gemma3", 16), ("qwen3", 4)])
+@pytest.mark.parametrize(
+    ("family", "kv_bits"), [("llama", 8), ("gemma3", 16), ("qwen3", 4), ("lfm2", 8)]
+)
 def test_greedy_tokens_are_the_same_bit_for_bit(family: str, kv_bits: Any) -> None:
     model, rough = tiny(family, 8), tiny(family, 3)
     with Engine(model, threads=2, kv_bits=kv_bits) as engine, Engine(rough, threads=1) as small:

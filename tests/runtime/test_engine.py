@@ -195,7 +195,7 @@ def test_float_and_packed_matrices_side_by_side(kv_bits: int) -> None:
         assert typical_error(compiled, plain) < PER_LAYER * model.config.layers
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral", "smollm3", "olmo2"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral", "smollm3", "olmo2", "lfm2"])
 @pytest.mark.parametrize(("kv_bits", "kind"), [
     (4, "w4-g32"), (8, "w4-g32"), (16, "w4-g32"), (8, "float16"), (16, "bfloat16"), (8, "float32"),
 ])  # fmt: skip

@@ -20,7 +20,7 @@ from edgeq.formats.safetensors_file import open_safetensors
 from edgeq.model import artifact
 from edgeq.model.memory_layout import BATCH, center_span
 from edgeq.model.model import Model
-from edgeq.runtime import compiled_program
+from edgeq.runtime import layer_cache
 from edgeq.runtime.compiled import CompiledBackend
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.kv_state import fingerprint, layer_parts
@@ -100,7 +100,7 @@ def test_a_ring_gives_the_bits_of_the_whole_cache(
         kept = engine.kv_bytes
     plain = all_logits(model, kv_bits=kv_bits, backend="numpy")
     assert np.median(np.abs(ring - plain)) < 1e-2 * plain.std()
-    monkeypatch.setattr(compiled_program, "cache_length", lambda block, context, kv_bits: 2048)
+    monkeypatch.setattr(layer_cache, "cache_length", lambda block, context, kv_bits: 2048)
     np.testing.assert_array_equal(all_logits(model, kv_bits=kv_bits, threads=2), ring)
     with Engine(model, kv_bits=kv_bits, threads=1) as engine:
         whole = engine.kv_bytes
@@ -191,7 +191,7 @@ def test_greedy_goes_round_the_ring() -> None:
 # --- states -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "phi3", "lfm2"])
 @pytest.mark.parametrize("kv_bits", [4, 8, 16])
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
 def test_a_sequence_goes_on_after_loading(

@@ -24,6 +24,11 @@ LAYER = [
 ROPE = RopeSpec(10000.0, 4)
 
 
+CONVOLUTION = [
+    ("NORM", "norm_in"), ("LINEARS", "in_proj"), ("SHORT_CONV", "short_conv"), *LAYER[3:],
+]  # fmt: skip
+
+
 def names(steps: list[ProgramStep], layer: int | None) -> list[tuple[str, str]]:
     return [(step.kind.name, step.label) for step in steps if step.layer == layer]
 
@@ -31,7 +36,10 @@ def names(steps: list[ProgramStep], layer: int | None) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_takes_nine_steps_a_layer(family: str) -> None:
     config = tiny_config(family)
-    layers = dict.fromkeys(range(config.layers), LAYER)
+    layers = {
+        i: CONVOLUTION if block.mixer == "short_conv" else LAYER
+        for i, block in enumerate(config.blocks)
+    }
     if not config.blocks[0].norm_before:  # the embedding is quantized as it is
         layers[0] = [("QUANTIZE", "norm_in"), *LAYER[1:]]
     steps = fuse(record(config))

@@ -45,6 +45,7 @@ from edgeq.converters.coreml.package import VERSIONS, write_package
 from edgeq.converters.coreml.program import CoreMLSettings, program
 from edgeq.converters.coreml.run import ENTRY, FORMAT, RUNTIME, STEP, CoreMLRunner, DecoderPackage
 from edgeq.converters.coreml.weights import identifier, matrices, read_matrix
+from edgeq.converters.mixers import check_attention_only
 from edgeq.converters.options import Options, WrittenWith
 from edgeq.converters.runners import DecoderRunner, Execution, Past, Precision, Trace, pieces
 from edgeq.converters.size import Size
@@ -75,10 +76,12 @@ class CoreMLDecoderTarget(DecoderTarget):
         """Refuse what Core ML cannot hold.
 
         Raises:
-            UnsupportedError: a scheme, or an option, that the system has nothing for.
+            UnsupportedError: layers without attention, or a scheme or an option that the system has
+                nothing for.
             UsageError: an option outside what is allowed.
             MissingDependencyError: coremltools is not installed.
         """
+        check_attention_only(model.config, "Core ML")
         settings = _settings(model.config, options)
         matrices(model, settings.target, settings.narrow)
         protobuf("to write Core ML packages")

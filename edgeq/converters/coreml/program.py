@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.converters.coreml.weights import Matrix, identifier, narrowed
+from edgeq.converters.mixers import AttentionOnly
 from edgeq.model.block import RopeSpec
 from edgeq.model.decoder import decoder
 from edgeq.model.model import Model
@@ -121,7 +122,7 @@ def _function(
     return function
 
 
-class MilGraph:
+class MilGraph(AttentionOnly):
     """Builds one function; each method adds the operators of one step of `decoder`.
 
     Args:

@@ -139,7 +139,7 @@ class GgufDecoderTarget(DecoderTarget):
         bits = {kind: form.scheme.bits for kind, form in TYPES.items()}
         for placed in layout(model):
             for name, rows in zip(placed.names, placed.rows, strict=True):
-                if len(placed.entry.shape) == 2:
+                if len(model.tensors[name].shape) == 2:
                     nbytes = placed.entry.nbytes * rows // placed.entry.shape[0]
                     yield Size(name, model.tensors[name], bits.get(placed.entry.type), nbytes)
 

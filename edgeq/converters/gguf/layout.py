@@ -67,12 +67,19 @@ def check_family(model: Model) -> None:
     """
     c = model.config
     arch = architecture(c)
-    qk_norms = {block.qk_norm for block in c.blocks}
-    last = {block.qk_norm_last for block in c.blocks}
+    attending = [block for block in c.blocks if block.mixer == "attention"]
+    taps = {block.window for block in c.blocks if block.mixer == "short_conv"}
+    qk_norms = {block.qk_norm for block in attending}
+    last = {block.qk_norm_last for block in attending}
     norms = {(block.norm_before, block.norm_after) for block in c.blocks}
     rope, window = full_rope(c), first_window(c)
-    distinct = list(dict.fromkeys(block.rope for block in c.blocks if block.rope))
-    rotating = [block.rope is not None for block in c.blocks]
+    distinct = list(dict.fromkeys(block.rope for block in attending if block.rope))
+    rotating = [block.rope is not None for block in attending]
+    rotates = [
+        arch.rope_layers(i, c.layers)
+        for i, block in enumerate(c.blocks)
+        if block.mixer == "attention"
+    ]
     embed_scale = math.sqrt(c.hidden) if arch.scaled_embeddings else 1.0
     # name -> whether llama.cpp computes with another value, and the model's value
     wrong: dict[str, tuple[bool, Any]] = {
@@ -102,7 +109,7 @@ def check_family(model: Model) -> None:
             c.attn_scale,
         ),
         "choice of the layers that rotate": (
-            rotating != [arch.rope_layers(i, c.layers) for i in range(c.layers)],
+            rotating != rotates,
             [int(rotates) for rotates in rotating],
         ),
         "rope dim": (not arch.partial_rope and rope.dim != c.head_dim, rope.dim),
@@ -112,6 +119,7 @@ def check_family(model: Model) -> None:
         "window": (_foreign_pattern(c), window),
         "head_dim": (arch.heads_span_hidden and c.heads * c.head_dim != c.hidden, c.head_dim),
         "tied": ((arch.untied and c.tied) or (arch.tied and not c.tied), c.tied),
+        "number of taps of short convolutions": (len(taps) != int(arch.short_conv), taps),
     }
     for name, (is_wrong, value) in wrong.items():
         if is_wrong:
@@ -157,7 +165,8 @@ def full_rope(c: ModelConfig) -> RopeSpec:
 
 def first_window(c: ModelConfig) -> int | None:
     """The sliding window of the layers that have one."""
-    return next((block.window for block in c.blocks if block.window), None)
+    windows = (block.window for block in c.blocks if block.mixer == "attention")
+    return next((window for window in windows if window), None)
 
 
 def file_context(c: ModelConfig, options: Options) -> int:
@@ -224,6 +233,9 @@ def layout(model: Model) -> list[Placed]:
     for name, shape in vectors:
         entry = TensorEntry(arch.tensor_name(name), "F32", shape)
         placed.append(Placed(entry, (name,), shape, (_heads(c, name),)))
+    for name, (channels, _, taps) in c.convolutions():
+        entry = TensorEntry(arch.tensor_name(name), "F32", (channels, taps))
+        placed.append(Placed(entry, (name,), (channels,), (0,)))
     for name, factors in factor_tensors(full_rope(c)).items():
         placed.append(Placed(TensorEntry(name, "F32", factors.shape), (), (), ()))
     return placed
@@ -314,6 +326,10 @@ def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[st
         "rope.dimension_count": rope.dim,
         "rope.freq_base": float(rope.base),
     }
+    if arch.short_conv:
+        attends = [block.mixer == "attention" for block in c.blocks]
+        ours["attention.head_count_kv"] = [c.kv_heads if attend else 0 for attend in attends]
+        ours["shortconv.l_cache"] = c.blocks[attends.index(False)].window
     for name in arch.multipliers:
         value = getattr(c, name)
         ours[MULTIPLIERS[name]] = float(1 / value if name == "logit_scale" else value)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from edgeq.importers.gguf.architecture import Architecture
 from edgeq.model.block import (
+    B_PROJ,
+    C_PROJ,
+    CONV_OUT,
     DOWN_PROJ,
     GATE_PROJ,
     K_PROJ,
@@ -14,6 +17,7 @@ from edgeq.model.block import (
     Q_PROJ,
     UP_PROJ,
     V_PROJ,
+    X_PROJ,
     tensor_name,
 )
 
@@ -30,6 +34,8 @@ class ModelShape:
         padded: its length in the file.
         tied: whether the head is the embedding.
         query_scale: what q's norm is multiplied by, in place of the scores.
+        hidden: width of the residual stream.
+        convolutions: the layers that are short convolutions.
     """
 
     arch: Architecture
@@ -42,6 +48,8 @@ class ModelShape:
     padded: int
     tied: bool
     query_scale: float = 1.0
+    hidden: int = 0
+    convolutions: frozenset[int] = frozenset()
 
     def parts(self, name: str) -> Iterator[tuple[str, int, int]]:
         """edgeq's matrices in one of the file's: (name, first row, rows without padding)."""
@@ -67,10 +75,15 @@ class ModelShape:
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         yield "model.embed_tokens.weight", -1, -1
         for i in range(self.layers):
-            yield tensor_name(i, Q_PROJ), q, q
-            yield tensor_name(i, K_PROJ), kv, kv
-            yield tensor_name(i, V_PROJ), kv, kv
-            yield tensor_name(i, O_PROJ), -1, -1
+            if i in self.convolutions:
+                for part in (B_PROJ, C_PROJ, X_PROJ):
+                    yield tensor_name(i, part), self.hidden, self.hidden
+                yield tensor_name(i, CONV_OUT), -1, -1
+            else:
+                yield tensor_name(i, Q_PROJ), q, q
+                yield tensor_name(i, K_PROJ), kv, kv
+                yield tensor_name(i, V_PROJ), kv, kv
+                yield tensor_name(i, O_PROJ), -1, -1
             yield tensor_name(i, GATE_PROJ), self.ffn, self.padded
             yield tensor_name(i, UP_PROJ), self.ffn, self.padded
             yield tensor_name(i, DOWN_PROJ), -1, -1

@@ -359,17 +359,21 @@ def _shape(file: GgufFile) -> ModelShape:
         padded = int(keys[f"{arch}.feed_forward_length"])
         family = GGUF_FAMILIES[arch]
         assert family.gguf is not None  # by which it is listed
+        kv_heads = keys[f"{arch}.attention.head_count_kv"]
+        by_layer = kv_heads if isinstance(kv_heads, list) else [kv_heads]
         return ModelShape(
             arch=family.gguf,
             layers=int(keys[f"{arch}.block_count"]),
             heads=int(keys[f"{arch}.attention.head_count"]),
-            kv_heads=int(keys[f"{arch}.attention.head_count_kv"]),
+            kv_heads=max(map(int, by_layer)),
             head_dim=int(keys[f"{arch}.attention.key_length"]),
             rotated=int(keys[f"{arch}.rope.dimension_count"]),
             ffn=int(keys.get("edgeq.feed_forward", padded)),
             padded=padded,
             tied="output.weight" not in file.tensors,
             query_scale=float(keys.get("edgeq.query_scale", 1.0)),
+            hidden=int(keys[f"{arch}.embedding_length"]),
+            convolutions=frozenset(i for i, heads in enumerate(by_layer) if not heads),
         )
     except (KeyError, TypeError, ValueError) as err:
         raise FormatError(f"the GGUF file has no {err}; was it made by edgeq?") from err

@@ -101,13 +101,21 @@ def _copied(tensor: _Tensor) -> Array | None:
 def results(recorder: TensorRecorder, shape: ModelShape) -> dict[str, Array]:
     """The last pass's results by their names in `decoder`."""
     graph = _Graph(recorder)
+    last_norm = shape.arch.tensor_name("model.norm.weight")
     values: dict[str, Array | None] = {"embed": _stream(graph, "blk.0.attn_norm", "blk.0.attn_q")}
     for i in range(shape.layers):
         at, p = f"layers.{i}.", f"blk.{i}."
         values[at + "attn_norm"] = graph.normed(p + "attn_norm.weight")
-        _attention(graph, shape, i, values)
-        values[at + "mix"] = graph.into(p + "attn_output.weight")
-        values[at + "o"] = graph.product(p + "attn_output.weight")
+        if i in shape.convolutions:
+            inputs, output = graph.product(p + "shortconv.in_proj.weight"), "shortconv.out_proj"
+            if inputs is not None:
+                for letter, part in zip("bcx", np.split(inputs, 3, axis=1), strict=True):
+                    values[at + letter] = part
+        else:
+            _attention(graph, shape, i, values)
+            output = "attn_output"
+        values[at + "mix"] = graph.into(f"{p}{output}.weight")
+        values[at + "o"] = graph.product(f"{p}{output}.weight")
         values[at + "attn_post_norm"] = graph.normed(p + "post_attention_norm.weight")
         values[at + "attn_out"] = _stream(graph, p + "ffn_norm", p + "ffn_up")
         values[at + "mlp_norm"] = graph.normed(p + "ffn_norm.weight")
@@ -123,12 +131,11 @@ def results(recorder: TensorRecorder, shape: ModelShape) -> dict[str, Array]:
         values[at + "mlp_post_norm"] = graph.normed(p + "post_ffw_norm.weight")
         after = f"blk.{i + 1}."
         if i + 1 == shape.layers:
-            values[at + "out"] = graph.before("output_norm.weight")
+            values[at + "out"] = graph.before(last_norm)
         else:
             values[at + "out"] = _stream(graph, after + "attn_norm", after + "attn_q")
-    values["final_norm"] = graph.normed("output_norm.weight")
-    head = "token_embd.weight" if shape.tied else "output.weight"
-    values["logits"] = graph.finished(head)
+    values["final_norm"] = graph.normed(last_norm)
+    values["logits"] = graph.finished("token_embd.weight" if shape.tied else "output.weight")
     return {name: value for name, value in values.items() if value is not None}
 
 

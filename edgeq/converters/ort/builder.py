@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from edgeq._version import __version__
 from edgeq.converters.encoding import spread
+from edgeq.converters.mixers import AttentionOnly
 from edgeq.converters.ort.file import (
     OnnxGraphWriter,
     OrtSettings,
@@ -45,7 +46,7 @@ HEAD_STEP = 8
 """GroupQueryAttention wants heads of a multiple of this many dimensions."""
 
 
-class OrtBuilder:
+class OrtBuilder(AttentionOnly):
     """Builds the decoder's graph; a value is the name of an ONNX value [1, T, width].
 
     The inputs are input_ids and attention_mask, both int64 and of one sequence, and for each

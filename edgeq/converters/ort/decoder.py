@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from edgeq._version import __version__
+from edgeq.converters.mixers import check_attention_only
 from edgeq.converters.options import Options, WrittenWith
 from edgeq.converters.ort import run as ort_run
 from edgeq.converters.ort.builder import OrtBuilder
@@ -82,9 +83,10 @@ class OrtDecoderTarget(DecoderTarget):
 
         Raises:
             UsageError: an unknown option, or a value outside what is allowed.
-            UnsupportedError: an .ort file past 2 GB.
+            UnsupportedError: layers without attention, or an .ort file past 2 GB.
             MissingDependencyError: onnx or onnxruntime is not installed.
         """
+        check_attention_only(model.config, "onnxruntime")
         require()
         settings(model, options)
         encodings(model)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.converters.mixers import check_attention_only
 from edgeq.converters.options import Options
 from edgeq.converters.ort.builder import HEAD_STEP
 from edgeq.converters.ort.decoder import OrtDecoderTarget, settings
@@ -78,10 +79,12 @@ class GenaiDecoderTarget(OrtDecoderTarget):
         """Refuse what onnxruntime-genai cannot run.
 
         Raises:
-            UnsupportedError: a family it has no type for, or a tokenizer it cannot read.
+            UnsupportedError: layers without attention, a family it has no type for, or a tokenizer
+                it cannot read.
             UsageError: as ort's.
             MissingDependencyError: onnx, onnxruntime or onnxruntime-genai is not installed.
         """
+        check_attention_only(model.config, "onnxruntime-genai")
         require()
         _model_type(model.config.family)
         options = _last_logits(options)

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.encoding import Container, Encoding, encode, levels, spread
+from edgeq.converters.mixers import AttentionOnly
 from edgeq.converters.tflite.file import SharedTable, TfliteFile
 from edgeq.converters.tflite.operators import SubgraphWriter, Value
 from edgeq.core.errors import UnsupportedError
@@ -251,7 +252,7 @@ def row_blocks(n: int, k: int) -> Iterator[tuple[int, int]]:
         yield a, min(a + step, n)
 
 
-class _LiteRTBuilder:
+class _LiteRTBuilder(AttentionOnly):
     """A graph for prompts of some length, or (None) for a single token with logits."""
 
     def __init__(

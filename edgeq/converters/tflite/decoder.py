@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq._version import __version__
+from edgeq.converters.mixers import check_attention_only
 from edgeq.converters.options import Options, WrittenWith
 from edgeq.converters.runners import DecoderRunner, Past, Precision, Trace, pieces
 from edgeq.converters.size import Size
@@ -77,9 +78,10 @@ class LiteRTDecoderTarget(DecoderTarget):
         Raises:
             FormatError: the model lacks a tensor.
             MissingDependencyError: LiteRT is not installed.
-            UnsupportedError: a scheme that LiteRT cannot multiply by.
+            UnsupportedError: layers without attention, or a scheme that LiteRT cannot multiply by.
             UsageError: an option out of range.
         """
+        check_attention_only(model.config, "LiteRT")
         schema()
         model.validate()
         how = settings(model.config, options)

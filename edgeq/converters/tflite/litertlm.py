@@ -25,6 +25,7 @@ from uuid import UUID
 
 import numpy as np
 
+from edgeq.converters.mixers import check_attention_only
 from edgeq.converters.options import Options
 from edgeq.converters.runners import DecoderRunner
 from edgeq.converters.stored import StoredConstant
@@ -99,9 +100,11 @@ class LiteRTLMDecoderTarget(LiteRTDecoderTarget):
         Raises:
             FormatError: a tokenizer file is damaged, or a tensor is missing.
             MissingDependencyError: LiteRT or the bundles' builder is not installed.
-            UnsupportedError: a scheme LiteRT cannot multiply by, or no tokenizer or end of text.
+            UnsupportedError: layers without attention, a scheme LiteRT cannot multiply by, or no
+                tokenizer or end of text.
             UsageError: an option out of range.
         """
+        check_attention_only(model.config, "LiteRT-LM")
         _builder()
         super().check(model, options)
         if "tokenizer.json" not in model.files:

@@ -55,8 +55,8 @@ class Architecture:
 
     Args:
         name: the value of ``general.architecture``.
-        tensors: part of a layer -> its name in the file, where that is not the usual one. Parts
-            with one name lie in one tensor, one below the other.
+        tensors: part of a layer, or a tensor outside them -> its name in the file, where that is
+            not the usual one. Parts with one name lie in one tensor, one below the other.
         interleaved: rows of q and k lie in the order that rotates neighbors (2j, 2j+1).
         partial_rope: a part of each head may rotate.
         heads_span_hidden: the sizes of all heads together must be hidden.
@@ -83,6 +83,7 @@ class Architecture:
             All models have them if it is empty.
         default_window: the window where the file does not say.
         window_period: of how many layers one sees all positions, where the file does not say.
+        short_conv: layers without key/value heads are gated short convolutions.
         scaled_embeddings: embeddings are multiplied by sqrt(hidden).
         query_dim: of layers, hidden, heads and head_dim, the number whose -0.5th power scales
             attention scores.
@@ -116,6 +117,7 @@ class Architecture:
     windowed_depths: tuple[int, ...] = ()
     default_window: int = 0
     window_period: int = 1
+    short_conv: bool = False
     scaled_embeddings: bool = False
     query_dim: Callable[[int, int, int, int], float] = _head_dim
 
@@ -138,6 +140,11 @@ class Architecture:
         return self.interleaved and name.split(".")[-2] in ("q_proj", "k_proj")
 
 
+def may_be_separate(name: str) -> bool:
+    """Whether some file stores a tensor of a layer alone; see `separate_name`."""
+    return name.rpartition(".")[0].split(".", 3)[-1] in _LAYER
+
+
 def separate_name(name: str) -> str:
     """The name of a tensor in a file that stores it alone, whatever the architecture.
 
@@ -149,6 +156,6 @@ def separate_name(name: str) -> str:
 def _stored(name: str, parts: Mapping[str, str]) -> str:
     stem, _, end = name.rpartition(".")
     if stem in _OUTER:
-        return f"{_OUTER[stem]}.{end}"
+        return f"{parts.get(stem, _OUTER[stem])}.{end}"
     _, _, layer, part = stem.split(".", 3)
     return f"blk.{layer}.{parts[part]}.{end}"

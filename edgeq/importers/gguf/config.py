@@ -10,6 +10,7 @@ what is assumed where a key is absent.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from edgeq.core.errors import FormatError, UnsupportedError
@@ -22,6 +23,8 @@ from edgeq.model.config import ModelConfig
 
 _WINDOW = "{arch}.attention.sliding_window"
 _PATTERN = "{arch}.attention.sliding_window_pattern"
+_KV_HEADS = "{arch}.attention.head_count_kv"
+_TAPS = "{arch}.shortconv.l_cache"
 
 
 def read_config(keys: Keys, family: str, arch: Architecture, source: TensorSource) -> ModelConfig:
@@ -53,6 +56,7 @@ def read_config(keys: Keys, family: str, arch: Architecture, source: TensorSourc
             f"{head_dim}; edgeq computes models whose keys and values have one length"
         )
     context = keys.count("{arch}.context_length")
+    kv_heads, attends = _read_kv_heads(keys, arch, layers, heads)
     scale = arch.query_dim(layers, hidden, heads, head_dim) ** -0.5
     if "attn_scale" not in arch.multipliers:
         _check_scale(keys, scale)
@@ -66,11 +70,11 @@ def read_config(keys: Keys, family: str, arch: Architecture, source: TensorSourc
         hidden=hidden,
         ffn=keys.count("{arch}.feed_forward_length"),
         heads=heads,
-        kv_heads=keys.count("{arch}.attention.head_count_kv", heads),
+        kv_heads=kv_heads,
         head_dim=head_dim,
         vocab=source["token_embd.weight"].shape[0],
         context=context,
-        blocks=_read_blocks(keys, arch, source, layers, head_dim, context),
+        blocks=_read_blocks(keys, arch, source, attends, head_dim, context),
         norm_eps=keys.number("{arch}.attention.layer_norm_rms_epsilon"),
         activation=arch.activation,
         **numbers,
@@ -84,10 +88,11 @@ def _read_blocks(
     keys: Keys,
     arch: Architecture,
     source: TensorSource,
-    layers: int,
+    attends: Sequence[bool],
     head_dim: int,
     context: int,
 ) -> tuple[BlockSpec, ...]:
+    layers = len(attends)
     rope = read_rope(keys, arch, source, head_dim, context)
     local = rope
     if arch.local_rope_base is not None:
@@ -97,8 +102,12 @@ def _read_blocks(
         local = replace(rope, scaling=None)
     window = _window(keys, arch, layers, context)
     where = _window_layers(keys, arch, layers, window)
+    taps = keys.count(_TAPS) if arch.short_conv else None
+    convolution = BlockSpec(mixer="short_conv", rope=None, window=taps) if taps else None
     return tuple(
-        BlockSpec(
+        convolution
+        if convolution and not attends[i]
+        else BlockSpec(
             norm_before=arch.norm_before,
             norm_after=arch.norm_after,
             qk_norm=arch.qk_norm,
@@ -128,6 +137,26 @@ def _numbers(keys: Keys, arch: Architecture) -> dict[str, float]:
                 )
             found[name] = cap
     return found
+
+
+def _read_kv_heads(
+    keys: Keys, arch: Architecture, layers: int, heads: int
+) -> tuple[int, list[bool]]:
+    """Key/value heads of a layer with attention, and which layers have it.
+
+    A file of an architecture with short convolutions says it in an array, with 0 for those.
+    """
+    numbers = keys.get(_KV_HEADS)
+    if not (arch.short_conv and isinstance(numbers, list)):
+        return keys.count(_KV_HEADS, heads), [True] * layers
+    kinds = set(numbers) - {0}
+    whole = all(type(number) is int and 0 <= number <= heads for number in numbers)
+    if not whole or len(numbers) != layers or len(kinds) != 1:
+        raise FormatError(
+            f"{keys.path}: {keys.name(_KV_HEADS)} is {shown(numbers)}; expected one number for "
+            f"each of {layers} layers, 0 for those without attention and the same for all others"
+        )
+    return kinds.pop(), [number > 0 for number in numbers]
 
 
 def _check_scale(keys: Keys, assumed: float) -> None:

@@ -22,7 +22,7 @@ from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.formats.kept import KeptTensor
 from edgeq.formats.schemes import FloatType
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
-from edgeq.importers.gguf.architecture import Architecture, separate_name
+from edgeq.importers.gguf.architecture import Architecture, may_be_separate, separate_name
 from edgeq.importers.gguf.blocks import TYPES, quant_rows
 from edgeq.importers.gguf.config import read_config
 from edgeq.importers.gguf.file import GgufFile, open_gguf
@@ -190,7 +190,7 @@ def _tensors(config: ModelConfig, arch: Architecture, source: GgufTensors) -> di
         if len(names) == 1:
             tensors[names[0]] = _alone(names[0], stored, config, arch, source)
             continue
-        if stored not in source:
+        if stored not in source and all(map(may_be_separate, names)):
             for name in names:
                 tensors[name] = _alone(name, separate_name(name), config, arch, source)
             continue
@@ -200,10 +200,23 @@ def _tensors(config: ModelConfig, arch: Architecture, source: GgufTensors) -> di
             start += rows[name]
     for name, _ in config.norms():
         tensors[name] = source[arch.tensor_name(name)]
+    for name, shape in config.convolutions():
+        tensors[name] = _taps(arch.tensor_name(name), source, shape)
     for name, _ in config.biases():
         if separate_name(name) in source:
             tensors[name] = _alone(name, separate_name(name), config, arch, source)
     return tensors
+
+
+def _taps(stored: str, source: GgufTensors, shape: tuple[int, int, int]) -> Tensor:
+    """The weight of a depthwise convolution, which a file stores as [channels, taps]."""
+    tensor, (channels, _, taps) = source[stored], shape
+    if not isinstance(tensor, FloatTensor) or tensor.shape != (channels, taps):
+        raise FormatError(
+            f"{source.path}: tensor {stored} has shape {list(tensor.shape)} and must hold floats "
+            f"{[channels, taps]}, as the config says"
+        )
+    return replace(tensor, data=tensor.data.reshape(shape))
 
 
 def _alone(

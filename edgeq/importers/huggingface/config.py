@@ -158,24 +158,32 @@ def model_config(
     return ModelConfig(
         family=family.name,
         hidden=hidden,
-        ffn=values.count(family.ffn_key),
+        ffn=family.ffn(values),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab=values.count("vocab_size"),
         context=context,
         blocks=tuple(blocks),
-        norm_eps=values.number("rms_norm_eps"),
+        norm_eps=values.number(family.norm_eps_key),
         norm_offset=family.norm_offset,
         activation=_activation(values, family.activation_key),
         **numbers,
-        tied=values.flag("tie_word_embeddings"),
+        tied=values.flag(_tied_key(family, values)),
         bos=_one_token(values),
         eos=_tokens(values, generation or {}),
     )
 
 
-def _activation(values: Values, key: str) -> Activation:
+def _tied_key(family: Family, values: Values) -> str:
+    """The key that says whether the head is the embedding; the others of the family are read."""
+    values.read |= set(family.tied_keys)
+    return next((key for key in family.tied_keys if key in values.raw), family.tied_keys[-1])
+
+
+def _activation(values: Values, key: str | None) -> Activation:
+    if key is None:
+        return "silu"
     name = None if values.is_null(key) else values.get(key)
     if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise UnsupportedError(

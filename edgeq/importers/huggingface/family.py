@@ -62,15 +62,19 @@ class Family:
         defaults: values of absent keys, as the configuration class of Transformers has them.
         biases: which attention projections have biases: none; q, k and v, always or if
             ``attention_bias`` says so; or all four if it says so.
-        activation_key: the key of the feed-forward's activation.
+        activation_key: the key of the feed-forward's activation, or None where it is always SiLU.
+        norm_eps_key: the key of the epsilon of the RMS norms.
+        tied_keys: the keys that say whether the head is the embedding; the first that is there
+            goes before the others.
+        ffn: reads the width of the feed-forward.
         norm_offset: added to every norm weight.
         scaled_embeddings: embeddings are multiplied by sqrt(hidden).
         numbers: reads the fields of `ModelConfig` that keys of the family alone say, as
             ``residual_scale`` and ``logit_softcap``.
         query_scale_key: the key of the number whose -0.5th power scales attention scores, where
             that is not the size of a head.
-        ffn_key: the key of the feed-forward's size.
-        tensors: part of a layer -> its name in the checkpoint, where that is not the usual one.
+        tensors: part of a layer, or a tensor outside them -> its name in the checkpoint, where that
+            is not the usual one; without ``.weight``.
         interleaved: rows of q and k lie in the order that rotates neighbors (2j, 2j+1).
         fused: stored tensor -> the parts whose rows it holds, one after the other.
         text_config: the decoder of a vision-language model lies in this key of its configuration,
@@ -89,12 +93,14 @@ class Family:
     blocks: Callable[[Values, Shape], Sequence[BlockSpec]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     biases: Literal["none", "qkv", "qkv_if_attention_bias", "attention_bias"] = "none"
-    activation_key: str = "hidden_act"
+    activation_key: str | None = "hidden_act"
+    norm_eps_key: str = "rms_norm_eps"
+    tied_keys: tuple[str, ...] = ("tie_word_embeddings",)
+    ffn: Callable[[Values], int] = lambda values: values.count("intermediate_size")
     norm_offset: float = 0.0
     scaled_embeddings: bool = False
     numbers: Callable[[Values, Shape], Mapping[str, Any]] = lambda values, shape: {}
     query_scale_key: str | None = None
-    ffn_key: str = "intermediate_size"
     tensors: Mapping[str, str] = field(default_factory=dict)
     interleaved: bool = False
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -104,3 +110,18 @@ class Family:
     genai: str | None = None
     hub_tag: str = ""
     shapes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def stored_name(self, name: str) -> str:
+        """A checkpoint's name for one of edgeq's tensors that is stored alone.
+
+        Example:
+            >>> from edgeq.importers.huggingface.families import FAMILIES
+            >>> FAMILIES["lfm2"].stored_name("model.layers.3.mlp.up_proj.weight")
+            'model.layers.3.feed_forward.w3.weight'
+        """
+        stem, _, end = name.rpartition(".")
+        start, part = "", stem
+        if stem.startswith("model.layers."):
+            *ahead, part = stem.split(".", 3)
+            start = ".".join(ahead) + "."
+        return f"{start}{self.tensors.get(part, part)}.{end}"

@@ -57,7 +57,7 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
     model = replace(config.model, tied=config.model.tied and checkpoint.tie_head())
     tensors: dict[str, Tensor] = {}
     fused = _fused(model, config.family.fused)
-    names = [name for name, _ in (*model.linears(), *model.norms())]
+    names = [name for name, _ in (*model.linears(), *model.floats())]
     for name, _ in model.biases():
         if name.split(".")[-2] in config.biases:
             names.append(name)
@@ -66,22 +66,13 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
         if part is not None:
             tensors[name] = part.read(checkpoint)
             continue
-        tensor = checkpoint.tensor(stored_name(name, config.family.tensors))
+        tensor = checkpoint.tensor(config.family.stored_name(name))
         tensors[name] = _half_split(tensor, name, model) if config.family.interleaved else tensor
     checkpoint.check_all_read(model)
     files = {} if headers_only else _files(folder)
     result = Model(model, tensors, files, {"source": folder.resolve().name})
     result.validate()
     return result
-
-
-def stored_name(name: str, parts: Mapping[str, str]) -> str:
-    """What a checkpoint calls a tensor, whose family has other names for some parts of a layer."""
-    stem, _, end = name.rpartition(".")
-    for part, stored in parts.items():
-        if stem.endswith("." + part):
-            return f"{stem.removesuffix(part)}{stored}.{end}"
-    return name
 
 
 def _half_split(tensor: Tensors, name: str, config: ModelConfig) -> Tensor:
@@ -124,6 +115,8 @@ def _fused(config: ModelConfig, fused: Mapping[str, tuple[str, ...]]) -> dict[st
     for i in range(config.layers):
         for whole, members in fused.items():
             names = [tensor_name(i, member) for member in members]
+            if not all(name in rows for name in names):
+                continue  # a layer of another kind
             height, start = sum(rows[name] for name in names), 0
             for name in names:
                 stop = start + rows[name]

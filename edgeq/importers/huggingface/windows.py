@@ -67,20 +67,32 @@ def read_windows(
     return tuple(window if layer else None for layer in where)
 
 
-def refuse_windows(values: Values, shape: Shape, family: str) -> None:
+def refuse_windows(
+    values: Values, shape: Shape, family: str, *, known: Sequence[str] = LAYER_KINDS
+) -> tuple[str, ...] | None:
     """Refuse windows shorter than the context, for a family whose classes have none.
+
+    Args:
+        values: the configuration.
+        shape: its sizes.
+        family: the name of the family, for messages.
+        known: the values in ``layer_types`` that edgeq computes for the family.
+
+    Returns:
+        The kind of each layer, or None if ``layer_types`` is absent.
 
     Raises:
         FormatError: a value is impossible.
         UnsupportedError: the settings ask for a window.
     """
-    kinds = _layer_kinds(values, shape.layers)
+    kinds = layer_kinds(values, shape.layers, known)
     window = _window(values)
     off = _is_off(values)
-    if kinds is not None and any(kinds):
+    if kinds is not None and "sliding_attention" in kinds:
         _refuse(values, family, "layer_types", values.raw["layer_types"])
     if _is_short(window, shape) and not off:
         _refuse(values, family, "sliding_window", values.raw.get("sliding_window"))
+    return kinds
 
 
 def layers_from(values: Values, shape: Shape, key: str, default: int) -> tuple[bool, ...]:
@@ -114,18 +126,29 @@ def _is_short(window: int | None, shape: Shape) -> bool:
 
 def _layer_kinds(values: Values, layers: int) -> tuple[bool, ...] | None:
     """Whether each layer is a sliding one by ``layer_types``; None if the key is absent."""
+    kinds = layer_kinds(values, layers, LAYER_KINDS)
+    return None if kinds is None else tuple(kind == "sliding_attention" for kind in kinds)
+
+
+def layer_kinds(values: Values, layers: int, known: Sequence[str]) -> tuple[str, ...] | None:
+    """The kind of each layer by ``layer_types``; None if the key is absent.
+
+    Raises:
+        FormatError: it does not name each layer.
+        UnsupportedError: a kind that is not known.
+    """
     kinds = values.get("layer_types")
     if kinds is None:
         return None
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise FormatError(f"{values.path}: layer_types must name each of {layers} layers")
     for kind in kinds:
-        if kind not in LAYER_KINDS:
+        if kind not in known:
             raise UnsupportedError(
                 f"{values.path}: layer_types names a layer of kind {shown(kind)}; edgeq computes "
-                f"{' and '.join(LAYER_KINDS)}"
+                f"{' and '.join(known)}"
             )
-    return tuple(kind == "sliding_attention" for kind in kinds)
+    return tuple(kinds)
 
 
 def _refuse(values: Values, family: str, key: str, value: Any) -> None:

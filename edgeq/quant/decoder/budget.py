@@ -141,7 +141,7 @@ def replay_bytes(
 ) -> int:
     """Most bytes that are needed while the matrices of a group are rounded with their inputs."""
     models = 2 if quantized_inputs else 1
-    inner = config.heads * config.head_dim
+    inner = config.mix_width
     shapes = dict(config.linears())
     groups = {
         tuple(shapes[name] for name in group.linears)

@@ -183,7 +183,7 @@ def card_bytes(config: ModelConfig, held_out: HeldOut) -> int:
     # gate and up of a layer as float32 for both models, and the matrix that is being converted
     layer = 2 * 2 * 4 * widest + 4 * widest
     logits = logits_bytes(config, longest)
-    kept = 2 * config.hidden + max(config.ffn, config.heads * config.head_dim)
+    kept = 2 * config.hidden + max(config.ffn, config.mix_width)
     return 2 * 4 * held_out.n_tokens * kept + max(layer, logits)
 
 

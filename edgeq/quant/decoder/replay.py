@@ -11,7 +11,7 @@ the machine.
 Memory in bytes, with n tokens in all windows. With `float_inputs` the first two are twice as large.
 
     n * hidden * 4                       hidden states
-    n * max(H*D, ffn) * 4                inputs of o or down. They are kept if they take at most
+    n * max(mix_width, ffn) * 4          inputs of o or down. They are kept if they take at most
                                          `KEEP_BYTES`; otherwise they are computed for each use.
     (q+k+v | o | gate+up | down) * 4     the group's weights as float32, and those of the group
                                          before it if its inputs are computed for each use

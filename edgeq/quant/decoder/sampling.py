@@ -22,7 +22,7 @@ from edgeq.formats.tensor import Tensor
 from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import decoder
-from edgeq.model.formulas import Array, apply_rope
+from edgeq.model.formulas import Array, apply_rope, convolution
 from edgeq.model.model import Model
 from edgeq.model.rotary import rope_tables
 from edgeq.quant.decoder.fixed_order import FixedOrderReference
@@ -118,6 +118,7 @@ class _Lockstep(FixedOrderReference):
         self._length, self._place, self._count = length, 0, count
         self._known: dict[str, Array] = {}
         self._tables: dict[RopeSpec, tuple[Array, Array]] = {}
+        self._past_inputs: dict[int, Array] = {}  # of a short convolution's last positions
         shape = (c.layers, count * c.kv_heads)
         # the axis order in which the products read keys and values contiguously
         self._past_keys = np.zeros((*shape, c.head_dim, length), np.float32)
@@ -150,6 +151,15 @@ class _Lockstep(FixedOrderReference):
             scores = softcap(scores, c.attn_softcap)
         mixed = products(softmax(scores), values[:, seen].transpose(0, 2, 1))
         return self._result(name, mixed.reshape(self._count, -1))
+
+    def short_conv(self, name: str, layer: int, b: Array, c: Array, x: Array, weight: str) -> Array:
+        """The convolution of each sequence's own positions: [sequences, hidden]."""
+        taps = self._vector(weight)
+        before = np.zeros((self._count, taps.shape[2] - 1, b.shape[1]), np.float32)
+        seen = np.concatenate([self._past_inputs.get(layer, before), (b * x)[:, None]], axis=1)
+        self._past_inputs[layer] = seen[:, 1:]
+        mixed = np.stack([convolution(inputs, taps)[-1] for inputs in seen])
+        return self._result(name, c * mixed)
 
     def _wide(self, name: str, x: Array, tensor: Tensor) -> Array:
         if name not in self._known:

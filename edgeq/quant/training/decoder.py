@@ -141,6 +141,15 @@ class _TorchBuilder:
         ones = torch.ones(t, t, dtype=torch.bool)
         return ones.tril() & ones.triu(1 - window)
 
+    def short_conv(self, name: str, layer: int, b: Any, c: Any, x: Any, weight: str) -> Any:
+        from torch.nn.functional import conv1d
+
+        kernel = self._weights[weight]
+        channels, _, taps = kernel.shape
+        inputs = (b * x).transpose(1, 2)  # [B, hidden, T]
+        mixed = conv1d(inputs, kernel, padding=taps - 1, groups=channels)[..., : x.shape[1]]
+        return c * mixed.transpose(1, 2)
+
     def gated(self, name: str, gate: Any, up: Any) -> Any:
         from torch.nn.functional import gelu, silu
 

@@ -10,6 +10,7 @@
     float_matmul     rows of float weights times rows of floats, for every instruction set
     matmul           tiles x rows, by either kind of kernel
     attention        of a layer; `attention_chunk`: of 256 positions of the cache
+    short_conv       gated short convolutions
     program          the decoder: runs a program of steps
     thread_pool      how threads get work without Python
     jit              turns all of it into object code, cached on disk (`edgeq.compiler`)

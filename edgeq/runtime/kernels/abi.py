@@ -8,7 +8,7 @@ serves every model:
                        ->  LINEAR[...]      weights
                        ->  ROWS[...]        buffers of activations
                        ->  ATTENTION[...]   one of each layer: heads, rotary tables, window
-          ->  CACHE[...]                    one of each layer: keys and values
+          ->  CACHE[...]                    one of each layer: keys and values, or inputs
 
 Fields are int64 (counts, bytes or addresses) unless they have a type. Addresses are valid in this
 process only; nothing here is written to a file.
@@ -146,6 +146,7 @@ CACHE = _record(
     "dim_k", "dim_v",  # dimensions of a head, padded for keys and for values
     "keys", "key_scales", "key_zeros", "centers", "values", "value_scales",
     "key_kernel", "value_kernel",
+    "inputs",  # address of float32 [length, hidden], of a short convolution alone
 )  # fmt: skip
 ATTENTION = _record(
     "heads", "kv_heads", "dim",
@@ -180,6 +181,9 @@ class Step(IntEnum):
     appended to the cache; out = attention."""
     HEAD = 6
     """logits = a matrix times the last tokens' x, times ``scale`` or capped by ``softcap``."""
+    SHORT_CONV = 7
+    """x, the rows after it and those after them are b, c and x of a short convolution: b * x is
+    appended to the layer's cache; out = c * convolution of b * x."""
 
 
 STEP = _record(
@@ -193,6 +197,7 @@ STEP = _record(
     "layer",  # place in the program's attentions and caches
     "softcap",  # of HEAD: address of float32 [scale / cap, cap] if logits are capped, or 0
     ("scale", "f4"),  # of NORM: the factor on branch; of HEAD: that on logits that are not capped
+    "taps", "tap_count",  # address of float32 [tap_count, width], the oldest position's tap first
 )  # fmt: skip
 ACTIVATIONS = ("silu", "gelu_tanh")
 

@@ -15,6 +15,8 @@ of a plain decoder is
     QUANTIZE
     LINEARS    down projection                       | barrier
 
+A layer with a short convolution has SHORT_CONV in place of ATTENTION.
+
 With one token (decode) the cheap steps - residual, norms, quantization - are repeated by every
 thread in rows of its own, which costs less than sharing them would; with many tokens (prefill)
 they are divided by token, and end with a barrier too.
@@ -50,8 +52,11 @@ from edgeq.runtime.kernels.row_ops import (
     rms_norm,
     stamp,
 )
+from edgeq.runtime.kernels.short_conv import convolve_batch, convolve_one, convolve_prompt
 
-_EMBED, _NORM, _QUANTIZE, _LINEARS, _GATED, _ATTENTION, _HEAD = (int(kind) for kind in Step)
+_EMBED, _NORM, _QUANTIZE, _LINEARS, _GATED, _ATTENTION, _HEAD, _SHORT_CONV = (
+    int(kind) for kind in Step
+)
 _F32 = 4
 _ONE = np.float32(1)
 
@@ -225,6 +230,16 @@ def _run(program, call, thread, position, ids):
                 attend_one(program, layer, cache, x, k, v, out, thread, position)
             else:
                 attend_prompt(program, layer, cache, x, k, v, out, thread, position)
+        elif kind == _SHORT_CONV:
+            c = own_rows(rows[step.x + 1], thread, tokens)
+            factor = own_rows(rows[step.x + 2], thread, tokens)
+            cache = caches[step.layer]
+            if call.tables:
+                convolve_batch(program, call, step, x, c, factor, out, thread)
+            elif tokens == 1:
+                convolve_one(step, cache, x, c, factor, out, thread, position)
+            else:
+                convolve_prompt(step, cache, x, c, factor, out, thread, position)
         elif kind == _EMBED:
             _embed(program.embed_scale, out, linears[step.linear], ids, thread)
         else:

@@ -34,7 +34,7 @@ from edgeq.formats.tensor import QuantTensor
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from tests.conftest import need
-from tests.families import FAMILIES, quantized, random_model, tiny_config
+from tests.families import ATTENTION_FAMILIES, quantized, random_model, tiny_config
 from tests.greedy import NEAR, assert_reference_choices
 from tests.paths import DEMO
 
@@ -72,8 +72,8 @@ PROMPT = [1, 17, 80, 3, 99, 42, 5]
 @pytest.mark.parametrize(
     ("family", "scheme", "extra"),
     [
-        *((family, "w4-g32", {}) for family in FAMILIES),
-        *((family, "w4-channel", IOS16) for family in FAMILIES),
+        *((family, "w4-g32", {}) for family in ATTENTION_FAMILIES),
+        *((family, "w4-channel", IOS16) for family in ATTENTION_FAMILIES),
         ("gemma3", "w8-channel", {"shapes": "enumerated"}),
     ],
 )
@@ -150,7 +150,7 @@ def test_every_step_is_right_in_every_precision(
     assert first_divergence(model, passes, runner.precision) is None
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
 def test_every_step_is_traced_by_its_name(family: str, tmp_path: Path) -> None:
     from edgeq.model.trace import TracedReference
 

@@ -39,7 +39,7 @@ from edgeq.model.reference import Reference
 from edgeq.model.trace import TracedReference
 from edgeq.quant import Recipe
 from tests.conftest import need
-from tests.families import FAMILIES, quantized, random_model, tiny_config
+from tests.families import ATTENTION_FAMILIES, quantized, random_model, tiny_config
 from tests.greedy import assert_reference_choices
 from tests.paths import DEMO
 
@@ -116,7 +116,7 @@ def assert_same_integers(model: Model, path: Path) -> None:
 # --- what it computes -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
 def test_greedy_tokens_are_the_references(family: str, tmp_path: Path) -> None:
     model = tiny(family)
     out = made(model, tmp_path / "out")
@@ -241,7 +241,7 @@ def test_scales_of_an_int8_cache_from_a_given_text(tmp_path: Path) -> None:
     assert kl_divergence(log_softmax(want), log_softmax(got)).mean() < 1e-3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
 def test_trace_names_every_step(family: str, tmp_path: Path) -> None:
     model = tiny(family)
     out = made(model, tmp_path / "out")

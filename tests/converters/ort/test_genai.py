@@ -26,7 +26,7 @@ from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.quant import Recipe
 from tests.conftest import need
-from tests.families import FAMILIES, quantized, random_model, tiny_config
+from tests.families import ATTENTION_FAMILIES, quantized, random_model, tiny_config
 from tests.greedy import NEAR, assert_reference_choices
 from tests.paths import DEMO
 
@@ -101,7 +101,7 @@ def oracle(model: Model, prompt: Sequence[int], n: int) -> list[int]:
 
 
 @pytest.mark.parametrize("kv", ["float32", "float16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
 def test_it_generates_the_references_tokens(family: str, kv: str, tmp_path: Path) -> None:
     model = tiny(family, eos=())
     if KNOWN[family].genai is None:

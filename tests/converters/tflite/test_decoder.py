@@ -32,7 +32,7 @@ from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.model.trace import TracedReference
 from tests.conftest import need
-from tests.families import FAMILIES, blocks, quantized, random_model, rounded, tiny_config
+from tests.families import ATTENTION_FAMILIES, blocks, quantized, random_model, rounded, tiny_config
 from tests.paths import DEMO
 
 tflite = LiteRTDecoderTarget()
@@ -82,7 +82,7 @@ def prompt_of(model: Model, n: int, seed: int = 0) -> list[int]:
 # --- what it computes -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
 def test_float_says_what_the_oracle_says_for_64_tokens(family: str, tmp_path: Path) -> None:
     model = tiny(family)
     prompt = prompt_of(model, 20)  # 8 + 8 + 3 in a graph of 4, then the last
@@ -92,7 +92,7 @@ def test_float_says_what_the_oracle_says_for_64_tokens(family: str, tmp_path: Pa
     assert np.abs(logits - want_logits).max() < 1e-4
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
 def test_rounded_activations_stay_near(family: str, tmp_path: Path) -> None:
     model = tiny(family)
     prompt = prompt_of(model, 20)

@@ -26,7 +26,7 @@ from edgeq.model.reference import Reference
 from edgeq.runtime.chat_template import render_chat
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need
-from tests.families import FAMILIES, quantized, random_model, tiny_config
+from tests.families import ATTENTION_FAMILIES, quantized, random_model, tiny_config
 from tests.paths import DEMO
 
 litertlm = LiteRTLMDecoderTarget()
@@ -208,7 +208,7 @@ def test_no_start_token_where_the_tokenizer_has_none(tmp_path: Path) -> None:
     assert litertlm_module.generate(path, "Once upon a time", 16) == said(model, tokens, 16)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
 def test_every_family_runs(family: str, tmp_path: Path) -> None:
     """Random weights with the demo's tokenizer."""
     files = load(DEMO).files

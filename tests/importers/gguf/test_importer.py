@@ -21,7 +21,6 @@ from edgeq.importers.gguf.blocks import quant_rows
 from edgeq.importers.gguf.file import TENSOR_TYPES, open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
 from edgeq.importers.huggingface.families import FAMILIES as FAMILY_ROWS
-from edgeq.importers.huggingface.importer import stored_name
 from edgeq.model.block import RopeScaling, RopeSpec
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
@@ -65,6 +64,19 @@ def interleaved(values: NDArray[Any], heads: int, rotated: int | None = None) ->
     return np.concatenate([turned, split[:, turning:]], axis=1).reshape(values.shape)
 
 
+def joined(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """LFM2's tensors in the shapes of its checkpoints, as llama.cpp's converter leaves them."""
+    out = {}
+    for name, values in arrays.items():
+        if name.endswith(("conv.b_proj.weight", "conv.c_proj.weight", "conv.x_proj.weight")):
+            start = name.rpartition("conv.")[0] + "conv."
+            parts = [arrays[f"{start}{letter}_proj.weight"] for letter in "bcx"]
+            out[start + "in_proj.weight"] = np.concatenate(parts)
+        else:
+            out[name] = values[:, 0] if name.endswith("conv.conv.weight") else values
+    return out
+
+
 def write(
     path: Path,
     model: Model,
@@ -83,7 +95,8 @@ def write(
         "attention.layer_norm_rms_epsilon": c.norm_eps, "rope.freq_base": rope.base,
         "rope.dimension_count": rope.dim,
     }  # fmt: skip
-    if window := max(block.window or 0 for block in c.blocks):
+    attends = [block.mixer == "attention" for block in c.blocks]
+    if window := max(windows(c)[i] or 0 for i in range(c.layers) if attends[i]):
         keys["attention.sliding_window"] = window
     if c.family == "granite":
         keys |= {
@@ -94,6 +107,9 @@ def write(
         keys["attn_logit_softcapping"] = c.attn_softcap
     if c.logit_softcap is not None:
         keys["final_logit_softcapping"] = c.logit_softcap
+    if not all(attends):
+        keys["attention.head_count_kv"] = [c.kv_heads if attend else 0 for attend in attends]
+        keys["shortconv.l_cache"] = windows(c)[attends.index(False)]
     if rope.scaling and rope.scaling.kind == "linear":
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.scaling.factor}
     keys |= stretching(rope)
@@ -106,10 +122,11 @@ def write(
             for letter, heads in (("q", c.heads), ("k", c.kv_heads)):
                 name = f"model.layers.{i}.self_attn.{letter}_proj.weight"
                 arrays[name] = interleaved(arrays[name], heads, rope.dim)
-    stored = FAMILY_ROWS[c.family].tensors
+    if arch == "lfm2":
+        arrays = joined(arrays)
+    stored_name = FAMILY_ROWS[c.family].stored_name
     renamed = {
-        name_of(stored_name(name, stored), arch, c.layers): values
-        for name, values in arrays.items()
+        name_of(stored_name(name), arch, c.layers): values for name, values in arrays.items()
     }
     for i in range(c.layers):
         if arch == "glm4":

@@ -26,7 +26,7 @@ gguf = pytest.importorskip("gguf")
 TOKENS = np.arange(40) * 7 % 101
 ARCHITECTURES = (
     "llama", "mistral3", "qwen2", "qwen3", "gemma3", "gemma2", "phi3", "smollm3", "olmo2",
-    "granite", "exaone4", "hunyuan_v1_dense", "ernie4_5", "glm4",
+    "granite", "exaone4", "hunyuan_v1_dense", "ernie4_5", "glm4", "lfm2",
 )  # fmt: skip
 
 
@@ -318,6 +318,32 @@ def test_stretched_base_of_hunyuan(tmp_path: Path) -> None:
     assert_computes(path, model_of("hunyuan_v1_dense"))
 
 
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (
+            {"{a}.attention.head_count_kv": [0, 2]},
+            r"head_count_kv is \[0, 2\]; expected one number",
+        ),
+        ({"{a}.attention.head_count_kv": [0, 2, 1]}, r"head_count_kv is \[0, 2, 1\]; expected"),
+        ({"{a}.attention.head_count_kv": [0, 0, 0]}, r"head_count_kv is \[0, 0, 0\]; expected"),
+        ({"{a}.attention.head_count_kv": [2, 2, 2]}, r"tensor blk\.0\.attn_q\.weight is missing"),
+        ({"{a}.attention.head_count_kv": [0, 0, 2]}, r"blk\.1\.shortconv\.in_proj\.weight is miss"),
+        ({"{a}.shortconv.l_cache": None}, "shortconv.l_cache is missing"),
+        (
+            {"{a}.shortconv.l_cache": 4},
+            r"shortconv\.conv\.weight has shape \[44, 3\] and must hold",
+        ),
+    ],
+    ids=str,
+)
+def test_short_convolutions_that_do_not_fit(
+    tmp_path: Path, keys: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(FormatError, match=words):
+        load(file_of(tmp_path, "lfm2", keys))
+
+
 def test_windows_of_phi3(tmp_path: Path) -> None:
     path = file_of(tmp_path, "phi3", {"{a}.attention.sliding_window": 9})
     assert_computes(path, model_of("phi3", window=9))
@@ -361,6 +387,8 @@ def test_soft_caps_and_windows_of_gemma2(tmp_path: Path) -> None:
     ],
 )
 def test_tensors_that_nothing_reads_are_named(tmp_path: Path, arch: str, name: str) -> None:
+    if arch == "lfm2" and name == "token_embd_norm.weight":
+        name = "output_norm.weight"  # its last norm has the other's name
     path = file_of(tmp_path, arch, tensors={name: np.ones(4, np.float32)})
     with pytest.raises(UnsupportedError, match=f"holds 1 tensors .* does not use: {name}"):
         load(path)

@@ -283,6 +283,38 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "torch_dtype": "float32", "transformers_version": "4.51.3", "use_cache": False,
         "vocab_size": 100352,
     },
+    "LFM2-1.2B": {
+        "architectures": ["Lfm2ForCausalLM"], "block_auto_adjust_ff_dim": True, "block_dim": 2048,
+        "block_ff_dim": 12288, "block_ffn_dim_multiplier": 1.0, "block_mlp_init_scale": 1.0,
+        "block_multiple_of": 256, "block_norm_eps": 1e-5, "block_out_init_scale": 1.0,
+        "block_use_swiglu": True, "block_use_xavier_init": True, "bos_token_id": 1,
+        "conv_L_cache": 3, "conv_bias": False, "conv_dim": 2048, "conv_dim_out": 2048,
+        "conv_use_xavier_init": True, "eos_token_id": 7,
+        "full_attn_idxs": [2, 5, 8, 10, 12, 14], "hidden_size": 2048, "initializer_range": 0.02,
+        "max_position_embeddings": 128000, "model_type": "lfm2", "norm_eps": 1e-5,
+        "num_attention_heads": 32, "num_heads": 32, "num_hidden_layers": 16,
+        "num_key_value_heads": 8, "pad_token_id": 0, "rope_theta": 1000000.0,
+        "torch_dtype": "bfloat16", "transformers_version": "4.54.0.dev0", "use_cache": True,
+        "use_pos_enc": True, "vocab_size": 65536,
+    },
+    "LFM2.5-350M": {
+        "architectures": ["Lfm2ForCausalLM"], "block_auto_adjust_ff_dim": True, "block_dim": 1024,
+        "block_ff_dim": 6656, "block_ffn_dim_multiplier": 1.0, "block_mlp_init_scale": 1.0,
+        "block_multiple_of": 256, "block_norm_eps": 1e-5, "block_out_init_scale": 1.0,
+        "block_use_swiglu": True, "block_use_xavier_init": True, "bos_token_id": 1,
+        "conv_L_cache": 3, "conv_bias": False, "conv_dim": 1024, "conv_use_xavier_init": True,
+        "dtype": "bfloat16", "eos_token_id": 7, "hidden_size": 1024, "initializer_range": 0.02,
+        "intermediate_size": 6656,
+        "layer_types": [
+            "full_attention" if i in (2, 5, 8, 10, 12, 14) else "conv" for i in range(16)
+        ],
+        "max_position_embeddings": 128000, "model_type": "lfm2", "norm_eps": 1e-5,
+        "num_attention_heads": 16, "num_heads": 16, "num_hidden_layers": 16,
+        "num_key_value_heads": 8, "pad_token_id": 0,
+        "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
+        "tie_embedding": True, "transformers_version": "5.0.0.dev0", "use_cache": True,
+        "use_pos_enc": True, "vocab_size": 65536,
+    },
     "SmolLM3-3B": {
         "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
         "bos_token_id": 128000, "eos_token_id": 128012, "hidden_act": "silu", "hidden_size": 2048,
@@ -327,12 +359,23 @@ CONTEXTS = {"Qwen3-4B with yarn": 131072}
 def test_published_files_are_read(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
     config = read_config(tmp_path).model
-    assert {block.window for block in config.blocks} - {None} == {WINDOWS.get(name)} - {None}
+    windows = {block.window for block in config.blocks if block.mixer == "attention"}
+    assert windows - {None} == {WINDOWS.get(name)} - {None}
     assert {rope.scaling for rope in config.ropes} - {None} == {STRETCHED.get(name)} - {None}
     inner = PUBLISHED[name].get("text_config", PUBLISHED[name])
     context = inner.get("max_position_embeddings", 131072)
     assert config.context == CONTEXTS.get(name, context)
     assert (config.hidden, config.layers) == (inner["hidden_size"], inner["num_hidden_layers"])
+
+
+@pytest.mark.parametrize(("name", "ffn"), [("LFM2-1.2B", 8192), ("LFM2.5-350M", 4608)])
+def test_published_short_convolutions(tmp_path: Path, name: str, ffn: int) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    config = read_config(tmp_path).model
+    attends = [i for i, block in enumerate(config.blocks) if block.mixer == "attention"]
+    assert attends == [2, 5, 8, 10, 12, 14]
+    assert {block.window for block in config.blocks if block.mixer == "short_conv"} == {3}
+    assert (config.ffn, config.tied, config.bos, config.eos) == (ffn, True, 1, (7,))
 
 
 @pytest.mark.parametrize(

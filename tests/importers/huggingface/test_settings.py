@@ -75,6 +75,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "ernie4_5": {},
     "glm4": {},
+    # the width of the feed-forward is int(1.3 * (2 / 3 * 48)), rounded up to a multiple of 8
+    "lfm2": {
+        "layer_types": ["conv", "full_attention", "conv"],
+        "block_multiple_of": 8,
+        "block_ffn_dim_multiplier": 1.3,
+    },
 }
 OWN = {
     "gemma2": {"attn_logit_softcapping", "final_logit_softcapping"},
@@ -84,14 +90,22 @@ OWN = {
     "hunyuan_v1_dense": {"use_qk_norm"},
 }  # fmt: skip
 """Keys that a family follows and others refuse."""
+EPSILON = {"lfm2": "norm_eps"}
+"""The key of the norms' epsilon, where it is not ``rms_norm_eps``."""
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 Folder = tuple[Path, str]
 
 
+def own_keys(over: dict[str, Any], model_type: str) -> dict[str, Any]:
+    """Settings under the names that the family has for them."""
+    names = {"rms_norm_eps": EPSILON.get(model_type, "rms_norm_eps")}
+    return {names.get(key, key): value for key, value in over.items()}
+
+
 def checkpoint(folder: Path, model_type: str, **over: Any) -> Path:
     """A random checkpoint in which every tensor matters."""
-    sizes = SIZES | FAMILIES[model_type] | over
+    sizes = own_keys(SIZES, model_type) | FAMILIES[model_type] | over
     config = transformers.AutoConfig.for_model(model_type, **sizes)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
@@ -298,7 +312,7 @@ EITHER: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize("over", EQUAL, ids=lambda over: ",".join(over)[:40] or "unchanged")
 def test_what_is_read_or_harmless_gives_their_logits(family: Folder, over: dict[str, Any]) -> None:
-    with settings(family[0], over):
+    with settings(family[0], own_keys(over, family[1])):
         assert_equal(family[0])
 
 
@@ -308,11 +322,12 @@ def test_what_is_read_or_harmless_gives_their_logits(family: Folder, over: dict[
 def test_what_is_not_understood_is_refused_by_name(
     family: Folder, over: dict[str, Any], words: str
 ) -> None:
-    with settings(family[0], over):
+    epsilon = EPSILON.get(family[1], "rms_norm_eps")
+    with settings(family[0], own_keys(over, family[1])):
         if over.keys() & OWN.get(family[1], set()):
             assert_equal_or_refused(family[0], words)
         else:
-            assert_refused(family[0], words)
+            assert_refused(family[0], words.replace("rms_norm_eps", epsilon))
 
 
 @pytest.mark.parametrize(
@@ -358,6 +373,8 @@ def test_what_some_families_have_is_equal_or_refused(
         ("gemma2", {"layer_types": None}),
         ("gemma2", {"sliding_window": 3}),
         ("olmo2", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+        ("lfm2", {"norm_eps": 0.1}),
+        ("lfm2", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
         ("smollm3", {"no_rope_layers": [0, 1, 1]}),
         ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 3}),
         ("smollm3", {"sliding_window": 5, "use_sliding_window": True, "layer_types": None}),
@@ -386,6 +403,51 @@ def test_biases_of_the_attention(tmp_path: Path, name: str) -> None:
     assert_equal(folder)
     with settings(folder, {"attention_bias": False}):
         assert_refused(folder, r"holds 12 tensors .*bias.* and 9 more")
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"block_multiple_of": 256},
+        {"block_ffn_dim_multiplier": 2},
+        {"block_auto_adjust_ff_dim": False},
+        {"block_ff_dim": 90},
+        {"layer_types": None, "full_attn_idxs": [0, 2]},
+        {"layer_types": None, "full_attn_idxs": None},
+        {"conv_L_cache": 5},
+        {"conv_L_cache": 1},
+        {"tie_word_embeddings": False},
+        {"tie_embedding": False},
+    ],
+    ids=str,
+)
+def test_settings_of_lfm2_that_change_its_tensors(tmp_path: Path, over: dict[str, Any]) -> None:
+    assert_equal(checkpoint(tmp_path, "lfm2", **over))
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        ({"conv_bias": True}, "conv_bias is True, which edgeq cannot run"),
+        ({"full_attn_idxs": [0]}, r"full_attn_idxs is \[0\] and layer_types names other layers"),
+        ({"layer_types": None, "full_attn_idxs": [3]}, r"full_attn_idxs is \[3\]; it must list"),
+        ({"block_dim": 64}, "block_dim is 64, which the lfm2 models of Transformers do not follow"),
+        ({"num_heads": 2}, "num_heads is 2"),
+        ({"block_norm_eps": 1e-3}, r"block_norm_eps is 0\.001"),
+        ({"use_pos_enc": False}, "use_pos_enc is False"),
+        ({"conv_L_cache": 0}, "conv_L_cache is 0"),
+        ({"conv_L_cache": 4}, r"conv\.conv\.weight has shape \[32, 1, 3\]; the config says"),
+        ({"block_multiple_of": 0}, "block_multiple_of is 0"),
+        ({"block_ffn_dim_multiplier": None}, "block_ffn_dim_multiplier is null"),
+    ],
+    ids=str,
+)
+def test_settings_of_lfm2_that_are_refused(
+    tmp_path: Path, over: dict[str, Any], words: str
+) -> None:
+    folder = checkpoint(tmp_path, "lfm2")
+    with settings(folder, over):
+        assert_refused(folder, words)
 
 
 def test_llama3s_original_context_in_two_places(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ _FILES = (
     "hunyuan_v1_dense",
     "ernie4_5",
     "glm4",
+    "lfm2",
 )
 """A row for each family: the name of its file. Of two families with one GGUF architecture, files
 of that architecture are read as the first."""

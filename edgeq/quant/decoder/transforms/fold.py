@@ -117,15 +117,20 @@ def shared(
         values: one value for each input, [K].
 
     Returns:
-        float64 [K]. For attn_out these are the largest values over the query heads of each
-        key/value head.
+        float64 [K]. Where attention is the source these are the largest values over the query
+        heads of each key/value head.
     """
     wide: NDArray[np.float64] = values.astype(np.float64)
-    if group.kind != "attn_out":
+    if not _after_attention(config, group):
         return wide
     by_head = wide.reshape(config.kv_heads, config.group, config.head_dim)
     most = by_head.max(axis=1, keepdims=True)
     return np.broadcast_to(most, by_head.shape).reshape(-1)
+
+
+def _after_attention(config: ModelConfig, group: LinearGroup) -> bool:
+    """Whether the inputs of a group are attention's mix of v."""
+    return group.kind == "attn_out" and config.blocks[group.layer].mixer == "attention"
 
 
 def folded(model: Model, factors: Mapping[LinearGroup, NDArray[np.float64]]) -> Model:
@@ -133,8 +138,9 @@ def folded(model: Model, factors: Mapping[LinearGroup, NDArray[np.float64]]) -> 
 
     Args:
         model: the float model.
-        factors: group -> positive factors s [K]. Those for attn_out must be equal for query heads
-            that share a key/value head (see `shared`), and every group must satisfy `can_fold`.
+        factors: group -> positive factors s [K]. Those after attention must be equal for
+            query heads that share a key/value head (see `shared`), and every group must satisfy
+            `can_fold`.
     """
     config = model.config
     tensors = dict(model.tensors)
@@ -149,11 +155,11 @@ def folded(model: Model, factors: Mapping[LinearGroup, NDArray[np.float64]]) -> 
         assert group.source is not None  # guaranteed by `can_fold`
         for name in group.linears:
             scale(name, None, s)
-        if group.kind == "attn_out":
+        if _after_attention(config, group):
             one = s.reshape(config.kv_heads, config.group, config.head_dim)[:, 0].reshape(-1)
             scale(group.source, 1 / one, None)
             scale(group.source.removesuffix("weight") + "bias", 1 / one, None)
-        elif group.kind == "mlp_out":
+        elif group.kind in ("attn_out", "mlp_out"):
             scale(group.source, 1 / s, None)
         else:
             tensors[group.source] = Offset(tensors[group.source], 1 / s, config.norm_offset)

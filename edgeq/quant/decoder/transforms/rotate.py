@@ -111,7 +111,7 @@ def rotate_values(
     r = orthogonal(model.config.head_dim)
     tensors = dict(model.tensors)
     for group in linear_groups(model.config):
-        if group.kind != "attn_out":
+        if group.kind != "attn_out" or model.config.blocks[group.layer].mixer != "attention":
             continue
         assert group.source is not None  # v
         _rotate_rows(tensors, group.source, r)

@@ -1,0 +1,44 @@
+"""Targets whose graphs hold attention alone refuse other mixers before any work, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import edgeq
+from edgeq.converters.options import Options
+from edgeq.converters.targets import TARGETS
+from edgeq.core.errors import UnsupportedError
+from edgeq.model import artifact
+from edgeq.model.block import BlockSpec
+from tests.families import quantized, random_model, tiny_config
+
+HOLDING = {"gguf"}
+"""Targets that hold short convolutions."""
+OTHERS = [name for name, target in TARGETS.items() if target.decoder and name not in HOLDING]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_short_convolutions_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    model = quantized(random_model(tiny_config("lfm2")), "w4-g32")
+    words = r"2 of 3 layers of the model, layer 0 the first, are gated short convolutions"
+    with pytest.raises(UnsupportedError, match=words):
+        TARGETS[name].decoder_target().check(model, Options())
+    artifact.save(model, tmp_path / "model.edgeq")
+    out = tmp_path / f"out{TARGETS[name].output}"
+    with pytest.raises(UnsupportedError, match=words):
+        edgeq.convert(tmp_path / "model.edgeq", name, out)
+    assert not out.exists()
+
+
+def test_gguf_has_one_number_of_taps() -> None:
+    config = tiny_config("lfm2")
+    longer = BlockSpec(mixer="short_conv", rope=None, window=4)
+    mixed = tiny_config("lfm2", blocks=(*config.blocks[:2], longer))
+    gguf = TARGETS["gguf"].decoder_target()
+    with pytest.raises(UnsupportedError, match="another number of taps of short convolutions"):
+        gguf.check(random_model(mixed), Options())
+    attention = tiny_config("lfm2", blocks=(config.blocks[1],) * 2)
+    with pytest.raises(UnsupportedError, match="another number of taps of short convolutions"):
+        gguf.check(random_model(attention), Options())
