@@ -251,7 +251,8 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "schemes"),
     [("w4-g32", {"w4-g32"}), ("w3-g32-mse", {"w3-g32"}), ("palette4", {"w4-g32-palette"}),
-     ("w4-g16-asym", {"w4-g16-asym"}), (" W4-G32 ", {"w4-g32"}), (None, {"w4-g32", "w5-g32"})],
+     ("w4-g16-asym", {"w4-g16-asym"}), (" W4-G32 ", {"w4-g32"}),
+     (None, {"w4-g32", "w5-g32", "w5-g64"})],
 )  # fmt: skip
 def test_a_recipe_by_its_name(recipe: str | None, schemes: set[str], tmp_path: Path) -> None:
     summary = edgeq.quantize(MODEL, tmp_path / "o.edgeq", recipe)

@@ -139,9 +139,10 @@ class FinishedLayers:
         try:
             write_arrays(self._path(layer), facts, arrays, "the finished layer")
         except EdgeqError:
+            self._key = None
+        if self._key is None:
             for path in self.folder.glob("layer-*"):
                 path.unlink()
-            self._key = None
 
     def _path(self, layer: int) -> Path:
         return self._place / f"layer-{layer:06}"
