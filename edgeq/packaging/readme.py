@@ -146,7 +146,7 @@ def _weights(variant: ModelVariant) -> str:
 def _memory(made: Manifest) -> list[str]:
     """The table of tiers: the memory of each form and context, and the devices that have it."""
     graph = made.kind == "graph"
-    several = len(made.variants) > len({variant.form for variant in made.variants})
+    titles = _titles(made)
     rows = []
     for tier in made.tiers:
         variant = made.variant(tier.variant)
@@ -154,7 +154,7 @@ def _memory(made: Manifest) -> list[str]:
         weights, cache, other, needed = (
             human_bytes(row[f"{part}_bytes"]) for part in ("weights", "cache", "other", "total")
         )
-        title = f"{variant.title}, {variant.scheme}" if several else variant.title
+        title = titles[variant.id]
         rows.append(
             [title, weights, other, needed]
             if graph
@@ -188,7 +188,10 @@ def _choice(made: Manifest) -> str:
     where = "`run.sh`" if made.platform == "rpi" else "`LanguageModel`"
     when = "the server starts" if made.platform == "rpi" else "it is opened"
     if len(made.tiers) == len({variant.form for variant in made.variants}):
-        return f"{where} refuses to load the model if less memory is free when {when}."
+        return (
+            f"{where} refuses to load the model if less memory is free than the table says when "
+            f"{when}."
+        )
     return (
         f"{where} takes the first row of its form for which there is free memory when {when}. The "
         "rows are the `tiers` in `manifest.json`."
@@ -211,9 +214,19 @@ def _said(made: Manifest) -> str:
     )
 
 
+def _titles(made: Manifest) -> dict[str, str]:
+    """Identifier of a variant -> its name in tables, with the scheme if the package has several."""
+    several = len(made.variants) > len({variant.form for variant in made.variants})
+    return {
+        variant.id: f"{variant.title}, {variant.scheme}" if several else variant.title
+        for variant in made.variants
+    }
+
+
 def _speed(made: Manifest) -> list[str]:
+    titles = _titles(made)
     rows = [
-        (variant.title, row["device"], _number(row["decode_tokens_per_s"]),
+        (titles[variant.id], row["device"], _number(row["decode_tokens_per_s"]),
          _number(row["prefill_tokens_per_s"]), "yes" if row["fits"] else "no")
         for variant in made.variants for row in variant.speed
     ]  # fmt: skip
