@@ -88,6 +88,7 @@ class Package:
                 }
                 for variant in made.variants
             ],
+            "tiers": [asdict(tier) for tier in made.tiers],
         }
 
 
@@ -260,7 +261,8 @@ def _chosen_forms(chosen: Platform, kind: Kind, forms: Sequence[str] | None) -> 
 
 def _suffixes(variants: Sequence[str], preset: str | None) -> dict[str, str]:
     """Further recipe -> what tells its files from those of the first."""
-    if isinstance(variants, str) or not all(isinstance(one, str) for one in variants):
+    listed = isinstance(variants, Sequence) and not isinstance(variants, str)
+    if not listed or not all(isinstance(one, str) for one in variants):
         raise UsageError(f"variants is {variants!r}; give a list of recipes, such as ['w8-g32']")
     suffixes: dict[str, str] = {}
     for recipe in variants:

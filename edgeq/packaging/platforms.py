@@ -177,7 +177,7 @@ PLATFORMS: dict[str, Platform] = {
                     "litert", "LiteRT", "tflite", "model/NAME.tflite",
                     (
                         "LiteRT's kernels for ARM (XNNPACK) compute 8-bit weights and activations "
-                        "in integers, and every phone with Google Play services can run it.",
+                        "in integers, and need no special processor.",
                     ),
                     {"os": "Android 7 (API 24)", "runtime": "LiteRT 2.1"},
                     "all phones",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,21 @@ def text(folder: Path, made: Manifest) -> str:
 def _lead(made: Manifest) -> str:
     model = made.model
     if made.kind == "graph":
-        ends = ", ".join(f"{inline_code(one['name'])} {_shape(one)}" for one in model["inputs"])
-        outs = ", ".join(f"{inline_code(one['name'])} {_shape(one)}" for one in model["outputs"])
-        return f"A model with the inputs {ends} and the outputs {outs}."
+        return f"A model with the {_ends(model, 'input')} and the {_ends(model, 'output')}."
+    chat = "" if model["chat"] else " It has no chat template, so it continues texts."
     return (
         f"A language model of the {model['family']} family with "
         f"{human_count(model['parameters'])} parameters, a vocabulary of {model['vocabulary']} "
         "tokens, its tokenizer, and the code to use it. It runs on the device; no text leaves it."
+        + chat
     )
 
 
-def _shape(end: dict[str, Any]) -> str:
-    return f"{end['dtype']} {end['shape']}"
+def _ends(model: Mapping[str, Any], what: str) -> str:
+    """The inputs or outputs of a graph, with their types and shapes."""
+    known = model[f"{what}s"]
+    listed = ", ".join(f"{inline_code(one['name'])} {one['dtype']} {one['shape']}" for one in known)
+    return f"{what} {listed}" if len(known) == 1 else f"{what}s {listed}"
 
 
 def _contents(folder: Path, made: Manifest) -> list[tuple[str, str]]:
@@ -141,34 +145,33 @@ def _weights(variant: ModelVariant) -> str:
 
 def _memory(made: Manifest) -> list[str]:
     """The table of tiers: the memory of each form and context, and the devices that have it."""
-    if made.kind == "graph":
-        head = ["form", "file", "activations", "all", "smallest RAM"]
-        said = (
-            "Computed from the model (`edgeq inspect`), and not measured on a device. The app and "
-            "the runtime's own buffers come on top."
-        )
-    else:
-        head = ["form", "context", "weights", "KV cache", "other", "needed", "smallest RAM"]
-        said = " ".join((_choice(made), _said(made)))
-    several = len(made.variants) > len({variant.form for variant in made.variants})
+    graph = made.kind == "graph"
+    titles = _titles(made)
     rows = []
     for tier in made.tiers:
         variant = made.variant(tier.variant)
         (row,) = (row for row in variant.memory if (row["context"] or None) == tier.context)
-        sizes = [row["weights_bytes"], row["cache_bytes"], row["other_bytes"], tier.needed_bytes]
-        if made.kind == "graph":
-            del sizes[1]
-        rows.append(
-            [
-                f"{variant.title}, {variant.scheme}" if several else variant.title,
-                *([f"{tier.context} tokens"] if tier.context else []),
-                *map(human_bytes, sizes),
-                _ram(tier.least_ram_bytes),
-            ]
+        weights, cache, other, needed = (
+            human_bytes(row[f"{part}_bytes"]) for part in ("weights", "cache", "other", "total")
         )
+        title = titles[variant.id]
+        rows.append(
+            [title, weights, other, needed]
+            if graph
+            else [title, f"{tier.context} tokens", weights, cache, other, needed,
+                  _ram(tier.least_ram_bytes)]
+        )  # fmt: skip
+    if graph:
+        return [
+            "## Memory",
+            "Computed from the model (`edgeq inspect`), and not measured on a device. The app and "
+            "the runtime's own buffers come on top.",
+            table(["form", "file", "activations", "all"], rows, "lrrr"),
+        ]
+    head = ["form", "context", "weights", "KV cache", "other", "needed", "smallest RAM"]
     return [
         "## Memory",
-        said,
+        f"{_choice(made)} {_said(made)}",
         table(head, rows, "l" + "r" * (len(head) - 1)),
         "Smallest RAM: that of the smallest device in edgeq's table (`edgeq devices list`) on "
         "which a program can have as much as the row needs, if no other program runs.",
@@ -185,7 +188,10 @@ def _choice(made: Manifest) -> str:
     where = "`run.sh`" if made.platform == "rpi" else "`LanguageModel`"
     when = "the server starts" if made.platform == "rpi" else "it is opened"
     if len(made.tiers) == len({variant.form for variant in made.variants}):
-        return f"{where} refuses to load the model if less memory is free when {when}."
+        return (
+            f"{where} refuses to load the model if less memory is free than the table says when "
+            f"{when}."
+        )
     return (
         f"{where} takes the first row of its form for which there is free memory when {when}. The "
         "rows are the `tiers` in `manifest.json`."
@@ -208,9 +214,19 @@ def _said(made: Manifest) -> str:
     )
 
 
+def _titles(made: Manifest) -> dict[str, str]:
+    """Identifier of a variant -> its name in tables, with the scheme if the package has several."""
+    several = len(made.variants) > len({variant.form for variant in made.variants})
+    return {
+        variant.id: f"{variant.title}, {variant.scheme}" if several else variant.title
+        for variant in made.variants
+    }
+
+
 def _speed(made: Manifest) -> list[str]:
+    titles = _titles(made)
     rows = [
-        (variant.title, row["device"], _number(row["decode_tokens_per_s"]),
+        (titles[variant.id], row["device"], _number(row["decode_tokens_per_s"]),
          _number(row["prefill_tokens_per_s"]), "yes" if row["fits"] else "no")
         for variant in made.variants for row in variant.speed
     ]  # fmt: skip

@@ -48,6 +48,8 @@ def test_json_is_whole(said: Said, made: Path, tmp_path: Path) -> None:
     assert told["platform"] == "rpi"
     assert told["variants"][0]["entry"] == "model/tale.edgeq"
     assert told["variants"][0]["why"]
+    assert [tier["variant"] for tier in told["tiers"]] == ["edgeq"] * len(told["tiers"])
+    assert told["tiers"][0]["by"] == "edgeq plan"
     report = json.loads(said("package", "--verify", tmp_path / "out", "--format", "json"))
     assert report["passed"] is True
     assert report["digest"] == told["digest"]

@@ -328,6 +328,17 @@ def test_tiers_out_of_order_are_refused(rpi_made: Path) -> None:
         Manifest.from_bytes(resealed(data))
 
 
+def test_verify_names_a_tier_whose_figures_were_changed(rpi: Path) -> None:
+    """Even with the digest of the changed manifest."""
+    place = rpi / "manifest.json"
+    data = json.loads(place.read_bytes())
+    data["tiers"][0]["needed_bytes"] -= 1 << 20
+    place.write_bytes(resealed(data))
+    report = verify_package(rpi)
+    assert report.place == "manifest.json"
+    assert "the tier edgeq-128 needs" in str(report.fault)
+
+
 def test_the_schema_refuses_what_the_reader_refuses(rpi_made: Path) -> None:
     raw = (rpi_made / "manifest.json").read_bytes()
     assert nonconforming(raw) == []
@@ -349,6 +360,8 @@ def test_the_schema_refuses_what_the_reader_refuses(rpi_made: Path) -> None:
     [
         ("w8-g32", "give a list of recipes"),
         ([7], "give a list of recipes"),
+        (7, "give a list of recipes"),
+        (None, "give a list of recipes"),
         (["w8-g32", "w8-g32"], "given twice"),
         (["w4-g32"], "given twice"),
         (["nonsense"], "nonsense"),
