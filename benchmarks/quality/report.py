@@ -7,6 +7,9 @@ from typing import Any
 
 FOUR_BIT = ("Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS")
 NAIVE = "rtn"
+DAMPING_SINCE = "2026-11-30"
+"""Since this day the compensation of errors in the inputs is damped in proportion to inputs per
+token; before, by a tenth of the mean of the Hessian's diagonal."""
 
 
 def closed(row: dict[str, Any], rows: dict[str, Any], bits: str, exact: float) -> str:
@@ -26,6 +29,13 @@ def line(label: str, row: dict[str, Any], *more: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def is_earlier(row: dict[str, Any]) -> bool:
+    """Whether a row compensates errors of the inputs with the damping before `DAMPING_SINCE`."""
+    recipe = row["recipe"]
+    compensates = recipe.get("options", {}).get("crossed", False)
+    return compensates and row.get("measured", "") < DAMPING_SINCE
+
+
 def table(about: dict[str, Any]) -> list[str]:
     """Methods by bits, then llama.cpp's types."""
     exact, rows = about["float"], about["rows"]
@@ -39,7 +49,8 @@ def table(about: dict[str, Any]) -> list[str]:
             own, label = key.split(" ", 1)
             if own == bits:
                 gap = closed(row, rows, bits, exact["nll"])
-                out.append(line(f"{bits} bits: {label}", row, gap))
+                mark = " \\*" if is_earlier(row) else ""
+                out.append(line(f"{bits} bits: {label}{mark}", row, gap))
     for label, row in about["llamacpp"].items():
         kinds = "" if row["types"] == [label.split(",")[0]] else f" ({', '.join(row['types'])})"
         out.append(line(f"llama.cpp {label}{kinds}", row, ""))
@@ -110,6 +121,11 @@ def write(results: dict[str, Any], path: Path) -> None:
         f"see {protocol['calibration_windows']} windows of the training text, qat and distill "
         f"{protocol['training_windows']}. Lean rows have groups of 64 in `{protocol['lean']}`. "
         "Where a palette's training begins was settled with a look at this held-out text.",
+        "",
+        f"Rows marked \\* were measured before {DAMPING_SINCE}, when crossed GPTQ, which also "
+        "compensates the errors of the inputs, was damped by 0.1 for this, and not yet by 10 K / n "
+        "with rows of K weights and n tokens (docs/quantize.md). With the tokens here, 10 K / n is "
+        "0.016 to 0.13.",
         "",
     ]
     for name, about in results["models"].items():

@@ -82,6 +82,7 @@ def measured(subject: Subject, case: Case, folder: Path) -> dict[str, Any]:
         **sizes(model),
         **quality(subject.score(reference.forward)),
         "seconds": seconds,
+        "measured": time.strftime("%Y-%m-%d", time.gmtime()),
         "recipe": summary.recipe.to_dict(),
     }
 
