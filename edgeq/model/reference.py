@@ -97,6 +97,7 @@ class Reference:
             raise UsageError("keep holds the weights of the default product; leave out linear")
         self.model = model
         self.config = model.config if context is None else config_at(model.config, context)
+        self._usual_context = default_context(self.config)
         self._product = linear or (self._product_of_stored if keep else dense)
         self._kv = kv
         self._small: dict[str, Array] = {}  # norms, biases and convolutions, as float32
@@ -228,10 +229,11 @@ class Reference:
 
     def _choose_ropes(self, length: int) -> None:
         """Set the context that the cache's keys are rotated for, at its first pass."""
-        cache, usual = self._cache, default_context(self.config)
+        cache = self._cache
         if not cache.n_past:
-            cache.rope_context = max(usual, length)
-        elif not same_ropes(self.config, cache.rope_context, max(cache.rope_context, length)):
+            cache.rope_context = max(self._usual_context, length)
+        longer = length > cache.rope_context
+        if longer and not same_ropes(self.config, cache.rope_context, length):
             raise UsageError(
                 f"the sequence grows to {length} tokens, and the keys in the cache are rotated for "
                 f"at most {cache.rope_context}; give Reference the context that the sequence needs"

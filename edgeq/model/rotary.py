@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,7 @@ def default_context(config: ModelConfig) -> int:
     return min(config.context, CONTEXT, *originals)
 
 
+@lru_cache(maxsize=64)
 def rope_at(rope: RopeSpec, context: int) -> RopeSpec:
     """The rotary embedding of a session with a context: the same for every length.
 

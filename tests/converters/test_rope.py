@@ -21,6 +21,7 @@ from edgeq.importers.gguf.file import open_gguf
 from edgeq.model.block import RopeScaling
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
+from edgeq.model.trace import TracedReference
 from tests.families import quantized, random_model, tiny_config
 
 LONGROPE = RopeScaling(
@@ -118,3 +119,18 @@ def test_keys_are_those_that_llama_cpps_converters_write(tmp_path: Path) -> None
     assert file.metadata["phi3.rope.scaling.attn_factor"] == 1.25
     assert file.metadata["phi3.rope.scaling.original_context_length"] == 256
     assert {"rope_factors_long.weight", "rope_factors_short.weight"} <= set(file.tensors)
+
+
+def test_ranges_of_an_int8_cache_hold_a_factor_on_what_is_rotated_once(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from edgeq.converters.ort.cache import MARGIN, calibrate
+
+    model = tiny("longrope")
+    path = written(model, "ort", tmp_path, 512) / "model.onnx"
+    ranges = calibrate(path, model.config, tokens=TOKENS)
+    keys = TracedReference(model, context=512).trace(TOKENS)["layers.0.k_rope"]
+    first, second = keys[..., :4], keys[..., 4:8]
+    radius = np.sqrt(first**2 + second**2).max(axis=0)  # no turn changes it: [Hkv, 4]
+    span = ranges["past_key_values.0.key"].scale[:, :4] * 2 * 127 / MARGIN
+    assert (span <= 2.001 * radius).all()
+    assert (span[:, 0] > 1.9 * radius[:, 0]).all()  # the fastest pair turns all the way round

@@ -42,7 +42,7 @@ def test_engine_is_near_the_reference_of_its_context(kind: str, bits: int) -> No
         tokens = TOKENS[: context - 4]
         right = Reference(model, context=context).forward(tokens)
         outputs = []
-        for threads in (1, 2, 4):
+        for threads in (1, 2, 3, 4):
             with Engine(model, context=context, threads=threads) as engine:
                 outputs.append(engine.forward(tokens, all_logits=True))
                 engine.reset()

@@ -182,7 +182,7 @@ def _longrope(
         "longrope",
         max(1.0, context / original),
         original_context=original,
-        attention_factor=keys.number(_ATTENTION, 1.0) or 1.0,
+        attention_factor=keys.number(_ATTENTION, 1.0),
         short_factors=lists[0],
         long_factors=lists[1],
     )

@@ -213,6 +213,8 @@ def _longrope(
     values: Values, settings: Mapping[str, Any], shape: Shape, dim: int, original: int
 ) -> RopeScaling:
     factor = _ratio(values, settings, shape, original)
+    if original < 2:
+        raise FormatError(f"{values.path}: {_ORIGINAL} is {original}; it must be at least 2")
     told = settings.get("attention_factor")
     if told is None:
         told = longrope_attention_factor(factor, original)
@@ -255,8 +257,8 @@ def stretched_context(values: Values, context: int, blocks: Sequence[BlockSpec])
     for block in blocks:
         scaling = block.rope.scaling if block.rope else None
         if scaling and (scaling.kind == "dynamic" or (scaling.kind == "yarn" and told)):
-            reached.append(int(scaling.original_context * scaling.factor))
-    return min(max(reached), MAX_SIZE)
+            reached.append(int(min(scaling.original_context * scaling.factor, MAX_SIZE)))
+    return max(reached)
 
 
 def _rotated_share(values: Values, settings: Mapping[str, Any]) -> float:

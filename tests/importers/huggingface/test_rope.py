@@ -163,6 +163,14 @@ def test_qwen_with_yarn_and_dynamic_reach_further_than_their_position_embeddings
         assert load(folder).config.context == 80
 
 
+def test_a_factor_past_all_bounds_makes_no_longer_context_than_there_may_be(
+    tmp_path: Path,
+) -> None:
+    folder = checkpoint(tmp_path, "llama")
+    with settings(folder, {"rope_scaling": {"rope_type": "dynamic", "factor": 1e308}}):
+        assert load(folder).config.context == 1 << 31
+
+
 def test_su_is_longrope(tmp_path: Path) -> None:
     """As in the first files of Phi-3-mini-128k; Transformers reads them no more."""
     folder = checkpoint(tmp_path, "phi3")
@@ -191,6 +199,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "llama",
         {"rope_type": "longrope", "short_factor": [*SHORT[:3], 0], "long_factor": LONG},
         "short_factor is 0",
+    ),
+    (
+        "llama",
+        {"rope_type": "longrope", **LONGROPE, "original_max_position_embeddings": 1},
+        "original_max_position_embeddings is 1; it must be at least 2",
     ),
     ("llama", {"rope_type": "longrope", "mscale": 3.0, **LONGROPE}, r"mscale is 3\.0"),
     ("phi3", {"rope_type": "linear", "factor": 4.0}, "'linear'.*longrope, su, yarn"),
