@@ -162,6 +162,8 @@ def test_two_models_side_by_side(browser: Browser, pair: edgeq.Server) -> None:
     names = page.ask("[...document.querySelectorAll('.answer h2')].map(e => e.innerText)")
     assert [name.rsplit(" ", 2)[0] for name in names] == ["talker", NAME]
     assert all(name.endswith(" MiB") for name in names)
+    browser.driver.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 50))")
+    assert page.ask("[...document.querySelectorAll('.foot')].every(e => !e.hidden)")
     places = page.ask(
         "[...document.querySelectorAll('.answer')].map(e => e.getBoundingClientRect().left)"
     )
@@ -194,9 +196,13 @@ def test_what_differs_between_two_models_is_not_chance(
         page.until(f"document.querySelector('.answer .text').innerText !== {json.dumps(first)}")
         page.answered()
         assert page.answers[0] == page.answers[1] != first
+        # an answer that ends before the other is shown as ended
         page.set("other", "coarse")
+        page.browser.ask("window.requestAnimationFrame = act => setTimeout(act, 30)")
         page.write("Once upon a time")
         page.answered()
+        browser.driver.execute_async_script("setTimeout(arguments[0], 200)")
+        assert page.ask("[...document.querySelectorAll('.foot')].every(e => !e.hidden)")
         first, second = page.answers[2:]
         assert first != second
         shown = page.ask("[...document.querySelectorAll('.difference')].at(-1).innerText")

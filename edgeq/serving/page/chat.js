@@ -197,7 +197,9 @@ function makeAnswer(turn, column) {
     tool("Copy", "Copy this answer", (button) => copyText(turn.answers[column].text, button)));
   const box = node("article", "answer", name, thinking, text, fault, foot);
   let asked = false;
-  const show = (writing) => {
+  let writing = false;
+  const show = (now = writing) => {
+    writing = now;
     const own = turn.answers[column];
     if (!own) return;
     const model = models.find((one) => one.id === own.model);
@@ -220,7 +222,7 @@ function makeAnswer(turn, column) {
     asked = true;
     requestAnimationFrame(() => {
       asked = false;
-      show(running.length > 0);
+      show();
     });
   };
   return { box, show, soon };
