@@ -60,17 +60,28 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
     for name, _ in model.biases():
         if name.split(".")[-2] in config.biases:
             names.append(name)
+    convolutions = dict(model.convolutions())
     for name in names:
         part = fused.get(name)
         if part is None:
             tensors[name] = checkpoint.tensor(config.family.stored_name(name))
         else:
             tensors[name] = part.read(checkpoint)
+        if name in convolutions:
+            tensors[name] = _channels_first(tensors[name], convolutions[name])
     checkpoint.check_all_read(model)
     files = {} if headers_only else _files(folder)
     result = Model(model, tensors, files, {"source": folder.resolve().name})
     result.validate()
     return result
+
+
+def _channels_first(tensor: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """The weight of a depthwise convolution, which MLX stores as [channels, taps, 1]."""
+    channels, one, taps = shape
+    if isinstance(tensor, FloatTensor) and tensor.shape == (channels, taps, one):
+        return FloatTensor(tensor.dtype, tensor.data.reshape(shape))
+    return tensor
 
 
 @dataclass(frozen=True)
