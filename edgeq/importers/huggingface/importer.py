@@ -87,8 +87,8 @@ def stored_name(name: str, parts: Mapping[str, str]) -> str:
 def _half_split(tensor: Tensors, name: str, config: ModelConfig) -> Tensor:
     """A tensor, its rows in half-split rotary order if they are those of q or k."""
     heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(name.split(".")[-2])
-    if heads is None:
-        return tensor
+    if heads is None or tensor.shape[0] != heads * config.head_dim:
+        return tensor  # of another shape than the configuration says, which is refused later
     rope = config.blocks[int(name.split(".")[2])].rope
     rotated = 0 if rope is None else rope.dim
     if isinstance(tensor, KeptMatrix):

@@ -24,8 +24,8 @@ def blocks(values: Values, shape: Shape) -> tuple[BlockSpec, ...]:
     """All layers are alike."""
     refuse_windows(values, shape, "glm4")
     rope = read_rope(values, shape, partial=True)
-    objects = (read_settings(values, key) for key in ("rope_scaling", "rope_parameters"))
-    if values.raw.get(_KEY) is None and all(_KEY not in settings for settings in objects):
+    flat, nested = read_settings(values, "rope_scaling"), read_settings(values, "rope_parameters")
+    if values.raw.get(_KEY) is None and (flat or nested).get(_KEY) is None:
         rope = replace(rope, dim=int(shape.head_dim * _ROTATED))
     return (BlockSpec(norm_after=True, rope=rope),) * shape.layers
 
