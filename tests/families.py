@@ -83,11 +83,13 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "tied": False,
     },
     "granite": {
-        "embed_scale": 3.0,
+        "embed_scale": 1.5,
         "attn_scale": 0.2,
-        "residual_scale": 0.22,
+        "residual_scale": 0.6,
         "logit_scale": 1 / 3,
     },
+    "granitemoehybrid": {"embed_scale": 1.5, "residual_scale": 0.6, "logit_scale": 0.25},
+    "minicpm": {"embed_scale": 2.0, "residual_scale": 0.99, "logit_scale": 8 / 44},
     "exaone4": {
         "qk_norm": "head",
         "norm_before": False,

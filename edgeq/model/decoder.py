@@ -70,7 +70,9 @@ LAYER_STEPS = (
 """What follows ``layers.{i}.`` in the name of a result, in order.
 
 With ``qk_norm_last`` the norms of q and k follow their rotation."""
-OUTER_STEPS = ("embed", "final_norm", "head", "head_scaled", "logits")
+HEAD_STEPS = ("head", "head_scaled", "logits")
+"""Names of the results that have a row for each position, or one for the last."""
+OUTER_STEPS = ("embed", "final_norm", *HEAD_STEPS)
 """Names of the results before and after the layers."""
 
 

@@ -57,6 +57,7 @@ from edgeq.core.errors import UnsupportedError, UsageError, unknown
 from edgeq.core.progress import Progress
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.config import ModelConfig
+from edgeq.model.decoder import HEAD_STEPS
 from edgeq.model.model import Model
 from edgeq.model.rotary import default_context
 
@@ -318,13 +319,11 @@ def _traced(
     for results in runner.passes(tokens, runner.steps):
         for label, value in results.items():
             rows = np.asarray(value, np.float32)
-            # of logits there is one row, the last
-            pieces_of_label = (
-                [] if label == "logits" else parts.setdefault(STEP.sub(_dotted, label), [])
-            )
-            pieces_of_label.append(rows)
-            if label == "logits":
-                parts["logits"] = pieces_of_label
+            name = STEP.sub(_dotted, label)
+            if name in HEAD_STEPS:  # there is one row, the last
+                parts[name] = [rows]
+            else:
+                parts.setdefault(name, []).append(rows)
     return {name: np.concatenate(rows) for name, rows in parts.items()}
 
 

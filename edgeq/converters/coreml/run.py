@@ -17,7 +17,7 @@ from edgeq.converters.coreml.program import function_name
 from edgeq.converters.runners import Precision
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.model.config import ModelConfig
-from edgeq.model.decoder import LAYER_STEPS, OUTER_STEPS
+from edgeq.model.decoder import HEAD_STEPS, LAYER_STEPS, OUTER_STEPS
 
 ENTRY, FORMAT = "edgeq", 1
 """Entry of the model's user-defined metadata, and its version."""
@@ -172,4 +172,4 @@ class CoreMLRunner:
             if new in results:
                 self._past[cache][:, :, self.n_past : self.n_past + n] = results.pop(new)[:, :, :n]
         self.n_past += n
-        return {k: v if k == "logits" else v[:n] for k, v in results.items()}
+        return {k: v if k in HEAD_STEPS else v[:n] for k, v in results.items()}

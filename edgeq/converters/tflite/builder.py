@@ -453,11 +453,16 @@ class _LiteRTBuilder(AttentionOnly):
         return self._g.add(a, b, name)
 
     def scaled(self, name: str, x: Value, factor: float) -> Value:
-        return self._g.mul(x, self._g.constant(float(factor)), name)
+        return self._g.mul(x, self._g.constant(float(factor)), _inner(name))
 
     def capped(self, name: str, x: Value, cap: float) -> Value:
         g, number = self._g, self._g.constant(float(cap))
-        return g.mul(g.tanh(g.div(x, number)), number, name)
+        return g.mul(g.tanh(g.div(x, number)), number, _inner(name))
 
     def logits(self, name: str, x: Value, weight: str) -> Value:
-        return self.linear("" if name == "logits" else name, x, weight)
+        return self.linear(_inner(name), x, weight)
+
+
+def _inner(name: str) -> str:
+    """The name of a result before it is given its last shape, whose name "logits" is."""
+    return "" if name == "logits" else name

@@ -74,6 +74,8 @@ class Architecture:
         default_rope_base: base of the frequencies where the file states none; None if it must.
         local_rope_base: the same for layers with a window, where these have a base of their own.
         multipliers: which of the numbers in `MULTIPLIERS` keys of a file say.
+        multipliers_required: a file must say them: of this architecture llama.cpp's versions
+            differ in what they assume.
         softcaps: attention scores and logits are capped, by what keys of a file say.
         local_unscaled: the frequencies of layers with a window are never stretched.
         windows: which layers have a sliding window: "none" in llama.cpp, whatever a file says;
@@ -111,6 +113,7 @@ class Architecture:
     default_rope_base: float | None = 10_000.0
     local_rope_base: float | None = None
     multipliers: tuple[str, ...] = ()
+    multipliers_required: bool = False
     softcaps: bool = False
     local_unscaled: bool = False
     windows: Literal["none", "all", "period", "optional"] = "none"

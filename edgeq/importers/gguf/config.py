@@ -123,7 +123,8 @@ def _numbers(keys: Keys, arch: Architecture) -> dict[str, float]:
     """The multipliers and soft caps that the file states; llama.cpp leaves those at 0 out."""
     found = {}
     for name in arch.multipliers:
-        value = keys.number(f"{{arch}}.{MULTIPLIERS[name]}", 0.0)
+        assumed = None if arch.multipliers_required else 0.0
+        value = keys.number(f"{{arch}}.{MULTIPLIERS[name]}", assumed)
         if value:
             found[name] = 1 / value if name == "logit_scale" else value
     if arch.softcaps:

@@ -69,8 +69,11 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
             continue
         tensor = checkpoint.tensor(config.family.stored_name(name))
         if name in convolutions:
-            tensor = _channels_first(tensor, convolutions[name])
-        tensors[name] = _half_split(tensor, name, model) if config.family.interleaved else tensor
+            tensors[name] = _channels_first(tensor, convolutions[name])
+        else:
+            tensors[name] = (
+                _half_split(tensor, name, model) if config.family.interleaved else tensor
+            )
     checkpoint.check_all_read(model)
     files = {} if headers_only else _files(folder)
     result = Model(model, tensors, files, {"source": folder.resolve().name})
@@ -81,8 +84,8 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
 def _half_split(tensor: Tensors, name: str, config: ModelConfig) -> Tensor:
     """A tensor, its rows in half-split rotary order if they are those of q or k."""
     heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(name.split(".")[-2])
-    if heads is None:
-        return tensor
+    if heads is None or tensor.shape[0] != heads * config.head_dim:
+        return tensor  # of another shape than the configuration says, which is refused later
     rope = config.blocks[int(name.split(".")[2])].rope
     rotated = 0 if rope is None else rope.dim
     if isinstance(tensor, KeptMatrix):

@@ -45,6 +45,7 @@ def read_rope(
     kinds: Sequence[str] = tuple(_KEYS_OF_KINDS),
     aliases: Mapping[str, str] = {},
     partial: bool = False,
+    share: float = 1.0,
     known: Collection[str] = (),
 ) -> RopeSpec:
     """Read the rotary settings that all layers share.
@@ -56,6 +57,7 @@ def read_rope(
         kinds: the values of ``rope_type`` that are supported for the family.
         aliases: further values of it, and which of ``kinds`` they stand for.
         partial: whether the family's classes read ``partial_rotary_factor``.
+        share: that factor, where the file states none; 1 unless ``partial``.
         known: further keys of the object, which the family's file reads.
 
     Raises:
@@ -66,9 +68,8 @@ def read_rope(
     beside = values.raw.get("rope_theta", base)
     values.read.add("rope_theta")
     theta = values.check_number("rope_theta", settings.get("rope_theta", beside))
-    share = 1.0
     if partial:
-        share = _rotated_share(values, settings)
+        share = _rotated_share(values, settings, share)
     else:
         check_whole_heads(values, name, settings)
     dim = int(shape.head_dim * share)
@@ -261,11 +262,11 @@ def stretched_context(values: Values, context: int, blocks: Sequence[BlockSpec])
     return max(reached)
 
 
-def _rotated_share(values: Values, settings: Mapping[str, Any]) -> float:
+def _rotated_share(values: Values, settings: Mapping[str, Any], usual: float) -> float:
     beside = values.get(_PARTIAL)
     inside = settings.get(_PARTIAL)
     value = beside if inside is None else inside
-    share = values.check_number(_PARTIAL, 1.0 if value is None else value)
+    share = values.check_number(_PARTIAL, usual if value is None else value)
     if share > 1:
         raise FormatError(f"{values.path}: {_PARTIAL} is {share}; it must be at most 1")
     return share

@@ -133,7 +133,7 @@ def test_several_prefills_and_single_tokens_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float16", "float32"])
-@pytest.mark.parametrize("family", ["gemma3", "qwen2"])
+@pytest.mark.parametrize("family", ["gemma3", "gemma2", "granite", "qwen2"])
 def test_every_step_is_right_in_every_precision(
     family: str, precision: str, tmp_path: Path
 ) -> None:
@@ -161,11 +161,13 @@ def test_every_step_is_traced_by_its_name(family: str, tmp_path: Path) -> None:
     right = builder.trace(PROMPT[2:])
     found = coreml.trace(out, PROMPT[2:], PROMPT[:2])
     assert set(found) == set(right)
+    # capped scores are small ones, and so are their values: a norm after them enlarges what the
+    # float16 cache rounds
+    most = 1e-3 if family == "gemma2" else 2e-4
     for name, value in found.items():
         expected = right[name][-1:] if name in ("head", "logits") else right[name]
         assert value.size == expected.size
-        # a float16 cache is near to 3e-4 where a norm follows attention
-        np.testing.assert_allclose(value.reshape(expected.shape), expected, atol=3e-4, err_msg=name)
+        np.testing.assert_allclose(value.reshape(expected.shape), expected, atol=most, err_msg=name)
 
 
 def test_a_large_residual_stream_does_not_overflow_float16(tmp_path: Path) -> None:

@@ -26,13 +26,14 @@ gguf = pytest.importorskip("gguf")
 TOKENS = np.arange(40) * 7 % 101
 ARCHITECTURES = (
     "llama", "mistral3", "qwen2", "qwen3", "gemma3", "gemma2", "phi3", "smollm3", "olmo2",
-    "granite", "exaone4", "hunyuan_v1_dense", "ernie4_5", "glm4", "lfm2",
+    "granite", "minicpm", "exaone4", "hunyuan_v1_dense", "ernie4_5", "glm4", "lfm2",
 )  # fmt: skip
 
 
 OWN = {
     "gemma2": {"attn_logit_softcapping", "final_logit_softcapping"},
     "granite": {"logit_scale", "residual_scale", "embedding_scale", "attention.scale"},
+    "minicpm": {"logit_scale", "residual_scale", "embedding_scale"},
 }
 """Keys that an architecture has and others refuse, without the name of the architecture."""
 
@@ -310,6 +311,12 @@ def test_multipliers_of_granite(tmp_path: Path) -> None:
     assert_computes(path, want)
     usual = file_of(tmp_path, "granite", {"{a}.attention.scale": None})
     assert_computes(usual, model_of("granite", attn_scale=12**-0.5))
+
+
+def test_multipliers_of_minicpm_must_be_there(tmp_path: Path) -> None:
+    for key in ("embedding_scale", "residual_scale", "logit_scale"):
+        with pytest.raises(FormatError, match=f"minicpm.{key} is missing"):
+            load(file_of(tmp_path, "minicpm", {"{a}." + key: None}))
 
 
 def test_stretched_base_of_hunyuan(tmp_path: Path) -> None:

@@ -59,6 +59,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.22,
         "logits_scaling": 3.0,
     },
+    "granitemoehybrid": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 3.0,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 48,
+        "layer_types": ["full_attention"] * 3,
+        "position_embedding_type": "rope",
+        "mamba_n_heads": 8,
+    },
     "exaone4": {"sliding_window": 6, "layer_types": MIXED},
     "olmo3": {"sliding_window": 6, "layer_types": MIXED},
     "hunyuan_v1_dense": {
@@ -86,6 +97,10 @@ OWN = {
     "gemma2": {"attn_logit_softcapping", "final_logit_softcapping"},
     "granite": {
         "residual_multiplier", "embedding_multiplier", "logits_scaling", "attention_multiplier",
+    },
+    "granitemoehybrid": {
+        "residual_multiplier", "embedding_multiplier", "logits_scaling", "attention_multiplier",
+        "intermediate_size",
     },
     "hunyuan_v1_dense": {"use_qk_norm"},
 }  # fmt: skip
@@ -296,7 +311,7 @@ EITHER: list[tuple[dict[str, Any], str]] = [
     ({"sliding_window": 5, "layer_types": MIXED}, "layer_types"),
     ({"sliding_window": 5, "use_sliding_window": True, "layer_types": MIXED}, "layer_types"),
     ({"layer_types": ["sliding_attention"] * 3}, "layer_types"),
-    ({"sliding_window_pattern": 2, "layer_types": None}, "sliding_window_pattern is 2"),
+    ({"sliding_window_pattern": 2, "layer_types": None}, "_window_pattern is 2|layer_types must"),
     ({"no_rope_layers": [1, 1, 0]}, "no_rope_layers is"),
     ({"no_rope_layers": [0, 1]}, "no_rope_layers is"),
     ({"no_rope_layers": None, "no_rope_layer_interval": 2}, "no_rope_layer_interval is 2"),
@@ -356,6 +371,8 @@ def test_what_some_families_have_is_equal_or_refused(
         ("granite", {"logits_scaling": 8}),
         ("granite", {"attention_multiplier": 0.5}),
         ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
+        ("granitemoehybrid", {"residual_multiplier": 0.5}),
+        ("granitemoehybrid", {"position_embedding_type": None}),
         ("exaone4", {"layer_types": None}),
         ("exaone4", {"layer_types": None, "sliding_window_pattern": 2}),
         ("olmo3", {"layer_types": None}),
@@ -396,7 +413,7 @@ def test_settings_that_a_family_has_are_carried_out(
 
 @pytest.mark.parametrize("name", [
     "llama", "qwen3", "gemma3_text", "gemma2", "smollm3", "olmo2", "olmo3", "granite",
-    "hunyuan_v1_dense",
+    "granitemoehybrid", "hunyuan_v1_dense",
 ])  # fmt: skip
 def test_biases_of_the_attention(tmp_path: Path, name: str) -> None:
     folder = checkpoint(tmp_path, name, attention_bias=True)
@@ -460,6 +477,39 @@ def test_convolutions_as_mlx_stores_them(tmp_path: Path) -> None:
 
     edit_tensors(folder, transpose)
     np.testing.assert_allclose(Reference(load(folder)).forward(TOKENS), want, rtol=1e-5, atol=1e-5)
+
+
+def test_minicpm_is_granite_with_other_words(tmp_path: Path) -> None:
+    """Transformers does not have MiniCPM; its factors are those of Granite."""
+    folder = checkpoint(
+        tmp_path, "granite", embedding_multiplier=12.0, attention_multiplier=8**-0.5,
+        residual_multiplier=1.4 / 3**0.5, logits_scaling=32 / 16, tie_word_embeddings=True,
+    )  # fmt: skip
+    want = theirs(folder)
+    found = json.loads((folder / "config.json").read_text())
+    config = {k: v for k, v in found.items() if "multiplier" not in k and k != "logits_scaling"}
+    config |= {
+        "model_type": "minicpm", "architectures": ["MiniCPMForCausalLM"], "scale_emb": 12,
+        "scale_depth": 1.4, "dim_model_base": 16,
+        "auto_map": {"AutoModelForCausalLM": "modeling_minicpm.MiniCPMForCausalLM"},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    got = Reference(load(folder)).forward(TOKENS)
+    assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
+    with settings(folder, {"scale_depth": 0}):
+        assert_refused(folder, "scale_depth is 0")
+    with settings(folder, {"mup_denominator": 32}):
+        assert_refused(folder, "mup_denominator is 32")
+
+
+def test_layers_of_granite_4_that_are_not_attention(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "granitemoehybrid")
+    with settings(folder, {"layer_types": ["full_attention", "linear_attention", "attention"]}):
+        assert_refused(folder, "a layer of kind 'linear_attention'")
+    with settings(folder, {"num_local_experts": 4}):
+        assert_refused(folder, "num_local_experts is 4; edgeq computes Granite 4 models without")
+    with settings(folder, {"layer_types": ["attention"] * 3}):  # as published
+        load(folder)
 
 
 def test_llama3s_original_context_in_two_places(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ _FILES = (
     "smollm3",
     "olmo2",
     "granite",
+    "granitemoehybrid",
+    "minicpm",
     "exaone4",
     "olmo3",
     "hunyuan_v1_dense",

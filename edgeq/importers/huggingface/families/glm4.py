@@ -6,27 +6,18 @@ src/models/glm4.cpp.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from edgeq.importers.gguf.architecture import Architecture
 from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape, sizes
-from edgeq.importers.huggingface.rope import read_rope, read_settings
+from edgeq.importers.huggingface.rope import read_rope
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.huggingface.windows import refuse_windows
 from edgeq.model.block import BlockSpec
-
-_ROTATED = 0.5
-"""The part of a head that rotates, where the configuration does not say."""
-_KEY = "partial_rotary_factor"
 
 
 def blocks(values: Values, shape: Shape) -> tuple[BlockSpec, ...]:
     """All layers are alike."""
     refuse_windows(values, shape, "glm4")
-    rope = read_rope(values, shape, partial=True)
-    objects = (read_settings(values, key) for key in ("rope_scaling", "rope_parameters"))
-    if values.raw.get(_KEY) is None and all(_KEY not in settings for settings in objects):
-        rope = replace(rope, dim=int(shape.head_dim * _ROTATED))
+    rope = read_rope(values, shape, partial=True, share=0.5)
     return (BlockSpec(norm_after=True, rope=rope),) * shape.layers
 
 

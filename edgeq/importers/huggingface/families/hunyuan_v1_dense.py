@@ -28,12 +28,20 @@ _ALPHA_KEYS = frozenset(
 )  # fmt: skip
 """Keys of rotary settings with an ``alpha``, of which only that and the base are followed."""
 
+_OF_OTHER_MODELS = frozenset(
+    ("cla_share_factor", "dense_list", "class_num", "pool_type", "mask_init_id", "org_vocab_size")
+)
+"""Keys of keys and values that layers share, and of a head for classes; none of these is used."""
+
 
 def blocks(values: Values, shape: Shape) -> tuple[BlockSpec, ...]:
     """All layers are alike."""
     refuse_windows(values, shape, "hunyuan_v1_dense")
-    values.read |= {"use_qk_norm", "attention_head_dim"}
-    wanted = {"use_qk_norm": True, "attention_head_dim": shape.head_dim}
+    wanted = {
+        "use_qk_norm": True, "attention_head_dim": shape.head_dim, "norm_type": "rms",
+        "use_cla": False, "add_classification_head": False,
+    }  # fmt: skip
+    values.read |= wanted.keys() | _OF_OTHER_MODELS
     for key, allowed in wanted.items():
         value = values.raw.get(key)
         if value is not None and value != allowed:

@@ -17,7 +17,7 @@ from edgeq.importers.huggingface.windows import LAYER_KINDS, read_windows
 from edgeq.model.block import BlockSpec, RopeSpec
 
 _BASE = 500_000.0
-_KINDS = ("default", "linear", "llama3", "yarn")
+_KINDS = ("default", "linear", "yarn")
 
 
 def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
@@ -51,7 +51,7 @@ def _read_ropes(values: Values, shape: Shape) -> tuple[RopeSpec, RopeSpec]:
                 f"object each for {' and '.join(LAYER_KINDS)}"
             )
     flat = read_settings(values, "rope_scaling")
-    full = read_settings(values, "full_attention", nested) | flat
+    full = (read_settings(values, "full_attention", nested) or {"rope_type": "default"}) | flat
     local = read_settings(values, "sliding_attention", nested)
     values.read.add("rope_theta")
     beside = values.raw.get("rope_theta", _BASE)
