@@ -38,7 +38,7 @@ _REFUSALS = {
     "415": "The body is not JSON.",
     "429": "All slots are in use and the queue is full; Retry-After says when to try again.",
     "500": "The model failed.",
-    "503": "The server is shutting down.",
+    "503": "The server is shutting down, or the texts were not embedded in its time limit.",
 }
 _MODEL_PATH = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
 

@@ -3,6 +3,7 @@
 step                                                       module
 check the data, transform, choose bits, measure ranges     calibration_data, prepare, bit_search
 round and write every tensor                               round_model: data_free, calibrated
+keep finished layers until the artifact is whole           finished_layers
 train the written tensors                                  edgeq.quant.training
 compare the written model with the source                  quality_report
 rename the temporary file to the output                    edgeq.model.artifact
