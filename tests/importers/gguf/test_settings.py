@@ -258,7 +258,6 @@ def test_longrope_of_architectures_without_it(tmp_path: Path, arch: str) -> None
         load(file_of(tmp_path, arch, tensors=tensors))
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma3", "smollm3", "olmo2"])
 @pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch not in ("phi3", "glm4")])
 def test_heads_that_rotate_in_part(tmp_path: Path, arch: str) -> None:
     with pytest.raises(UnsupportedError, match="dimension_count is 6 and heads have 12"):
