@@ -70,7 +70,7 @@ def convolution(x: Array, weight: Array) -> Array:
     out = np.zeros_like(x)
     for tap in range(taps):
         back = taps - 1 - tap
-        out[back:] += x[: x.shape[0] - back] * weight[:, 0, tap]
+        out[back:] += x[: max(0, len(x) - back)] * weight[:, 0, tap]
     return out
 
 

@@ -139,6 +139,12 @@ def test_blocks_check_their_values() -> None:
         RopeSpec(10000.0, 0)
     with pytest.raises(FormatError, match=r"rope scaling is 2\.0"):
         RopeSpec(10000.0, 12, 2.0)  # type: ignore[arg-type]
+    with pytest.raises(FormatError, match="window is absent; a short convolution needs it"):
+        BlockSpec(mixer="short_conv", rope=None)
+    with pytest.raises(FormatError, match=r"rope is RopeSpec.*; a short convolution has none"):
+        BlockSpec(mixer="short_conv", rope=ROPE, window=3)
+    with pytest.raises(FormatError, match="qk_norm is 'head'; a short convolution has none"):
+        BlockSpec(mixer="short_conv", rope=None, qk_norm="head", window=3)
     with pytest.raises(FormatError, match="blocks must be a tuple"):
         replace(tiny_config("llama"), blocks=list(blocks(12)))
     with pytest.raises(FormatError, match="tuple of BlockSpecs"):
@@ -224,3 +230,18 @@ def test_blocks_compute_what_transformers_computes(name: str, over: dict[str, An
             tokens
         )
         assert np.abs(wrong - want).max() > 1e-2 * np.abs(want).max()
+
+
+def test_tensors_of_a_short_convolution() -> None:
+    config = tiny_config("lfm2")
+    start = "model.layers.2."
+    shapes = {**dict(config.linears()), **dict(config.floats())}
+    own = {name.removeprefix(start): shape for name, shape in shapes.items() if start in name}
+    assert {name: shape for name, shape in own.items() if name.startswith("conv.")} == {
+        "conv.b_proj.weight": (44, 44), "conv.c_proj.weight": (44, 44),
+        "conv.x_proj.weight": (44, 44), "conv.conv.weight": (44, 1, 3),
+        "conv.out_proj.weight": (44, 44),
+    }  # fmt: skip
+    assert not any(name.startswith("self_attn.") for name in own)
+    assert {"input_layernorm.weight", "mlp.down_proj.weight"} < own.keys()
+    assert (config.mix_width, tiny_config("lfm2", hidden=60).mix_width) == (48, 60)

@@ -17,6 +17,7 @@ from edgeq.model.formulas import (
     QUERY_BLOCK,
     activation,
     apply_rope,
+    convolution,
     dense,
     rms_norm,
     softmax,
@@ -101,6 +102,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                 "partial_rotary_factor": 0.5,
             },
             "sliding_window": 9,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "lfm2": (
+        "lfm2",
+        {
+            "num_hidden_layers": 5,
+            "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"],
+            "block_multiple_of": 8,
+        },
+    ),
+    "lfm2-untied": (
+        "lfm2",
+        {
+            "head_dim": 16,
+            "full_attn_idxs": [1],
+            "conv_L_cache": 6,
+            "block_auto_adjust_ff_dim": False,
             "tie_word_embeddings": False,
         },
     ),
@@ -294,6 +313,12 @@ def test_rms_norm_and_softmax() -> None:
     assert got.dtype == np.float32
     scores = np.array([1e4, 1e4, -np.inf], np.float32)
     np.testing.assert_array_equal(softmax(scores), [0.5, 0.5, 0.0])
+
+
+def test_a_convolution_sees_its_taps_and_no_position_before_the_first() -> None:
+    x = np.array([[1, 10], [2, 20], [3, 30], [4, 40]], np.float32)
+    taps = np.array([[[100, 10, 1]], [[0, 0.5, 2]]], np.float32)
+    np.testing.assert_array_equal(convolution(x, taps), [[1, 20], [12, 45], [123, 70], [234, 95]])
 
 
 def test_activations() -> None:

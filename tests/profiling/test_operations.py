@@ -107,6 +107,18 @@ def test_they_come_back_from_json(told: Operations) -> None:
     assert Operations.from_json(told.to_json()) == told
 
 
+def test_steps_of_a_short_convolution() -> None:
+    model = quantized(random_model(tiny_config("lfm2")), "w4-g32")
+    with Engine(model, context=40, threads=1) as engine:
+        told = engine_operations(EngineCandidate(engine, model, "tiny"), Workload(7, 5, repeats=3))
+    rows = {(r.layer, r.op): r for r in phase(told, "decode").rows}
+    inputs = sum(model.tensors[f"model.layers.0.conv.{x}_proj.weight"].nbytes for x in "bcx")
+    assert rows[0, "in_proj"].nbytes == 5 * inputs
+    assert rows[0, "short_conv"].nbytes == 5 * 3 * 4 * model.config.hidden  # taps of float32
+    assert (0, "attention") not in rows
+    assert (1, "attention") in rows
+
+
 def test_numpy_is_not_timed_inside(model: Model) -> None:
     with Engine(model, context=16, threads=1, backend="numpy") as engine:
         with pytest.raises(UnsupportedError, match="use the backend 'numba'"), engine.timed_steps():

@@ -61,12 +61,15 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
     for name, _ in model.biases():
         if name.split(".")[-2] in config.biases:
             names.append(name)
+    convolutions = dict(model.convolutions())
     for name in names:
         part = fused.get(name)
         if part is not None:
             tensors[name] = part.read(checkpoint)
             continue
         tensor = checkpoint.tensor(config.family.stored_name(name))
+        if name in convolutions:
+            tensor = _channels_first(tensor, convolutions[name])
         tensors[name] = _half_split(tensor, name, model) if config.family.interleaved else tensor
     checkpoint.check_all_read(model)
     files = {} if headers_only else _files(folder)
@@ -85,6 +88,14 @@ def _half_split(tensor: Tensors, name: str, config: ModelConfig) -> Tensor:
     if isinstance(tensor, KeptMatrix):
         return replace(tensor, order=half_split_order(tensor.shape[0], heads, rotated))
     return half_split(tensor, heads, rotated)
+
+
+def _channels_first(tensor: Tensors, shape: tuple[int, int, int]) -> Tensors:
+    """The weight of a depthwise convolution, which MLX stores as [channels, taps, 1]."""
+    channels, one, taps = shape
+    if isinstance(tensor, FloatTensor) and tensor.shape == (channels, taps, one):
+        return FloatTensor(tensor.dtype, tensor.data.reshape(shape))
+    return tensor
 
 
 @dataclass(frozen=True)

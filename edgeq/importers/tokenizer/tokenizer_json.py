@@ -85,6 +85,7 @@ PRE_TOKENIZERS = {
     "deepseek-r1-qwen": PreTokenizer((_QWEN2,)),
     "megrez": PreTokenizer((_QWEN2,)),
     "falcon3": _LLAMA3_PRE,
+    "lfm2": _LLAMA3_PRE,
     "pixtral": _LLAMA3_PRE,
     "dbrx": PreTokenizer((_LLAMA3,)),
     "smaug-bpe": PreTokenizer((_LLAMA3,)),

@@ -450,6 +450,18 @@ def test_settings_of_lfm2_that_are_refused(
         assert_refused(folder, words)
 
 
+def test_convolutions_as_mlx_stores_them(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "lfm2")
+    want = Reference(load(folder)).forward(TOKENS)
+
+    def transpose(tensors: dict[str, NDArray[Any]]) -> None:
+        for name in (f"model.layers.{i}.conv.conv.weight" for i in (0, 2)):
+            tensors[name] = np.ascontiguousarray(tensors[name].swapaxes(1, 2))
+
+    edit_tensors(folder, transpose)
+    np.testing.assert_allclose(Reference(load(folder)).forward(TOKENS), want, rtol=1e-5, atol=1e-5)
+
+
 def test_llama3s_original_context_in_two_places(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, "llama")
     inside = {**LLAMA3, "original_max_position_embeddings": 64}
