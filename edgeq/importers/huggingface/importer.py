@@ -69,11 +69,8 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
             continue
         tensor = checkpoint.tensor(config.family.stored_name(name))
         if name in convolutions:
-            tensors[name] = _channels_first(tensor, convolutions[name])
-        else:
-            tensors[name] = (
-                _half_split(tensor, name, model) if config.family.interleaved else tensor
-            )
+            tensor = _channels_first(tensor, convolutions[name])
+        tensors[name] = _half_split(tensor, name, model) if config.family.interleaved else tensor
     checkpoint.check_all_read(model)
     files = {} if headers_only else _files(folder)
     result = Model(model, tensors, files, {"source": folder.resolve().name})
@@ -93,7 +90,7 @@ def _half_split(tensor: Tensors, name: str, config: ModelConfig) -> Tensor:
     return half_split(tensor, heads, rotated)
 
 
-def _channels_first(tensor: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def _channels_first(tensor: Tensors, shape: tuple[int, int, int]) -> Tensors:
     """The weight of a depthwise convolution, which MLX stores as [channels, taps, 1]."""
     channels, one, taps = shape
     if isinstance(tensor, FloatTensor) and tensor.shape == (channels, taps, one):
