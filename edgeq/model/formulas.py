@@ -45,7 +45,7 @@ def rms_norm(x: Array, weight: Array, eps: float, offset: float = 0.0) -> Array:
 
 def stretched_base(base: float, alpha: float, dim: int) -> float:
     """The base whose lowest frequency is ``alpha`` times lower (NTK-aware scaling)."""
-    return base * alpha ** (dim / (dim - 2))
+    return float(base * alpha ** (dim / (dim - 2)))
 
 
 def rope_frequencies(rope: RopeSpec) -> NDArray[np.float64]:
