@@ -40,48 +40,6 @@ def rms_norm(x: Array, weight: Array, eps: float, offset: float = 0.0) -> Array:
     return cast(Array, x / np.sqrt(square + np.float32(eps)) * (weight + np.float32(offset)))
 
 
-<<<<<<< HEAD
-=======
-def stretched_base(base: float, alpha: float, dim: int) -> float:
-    """The base whose lowest frequency is ``alpha`` times lower (NTK-aware scaling)."""
-    return float(base * alpha ** (dim / (dim - 2)))
-
-
-def rope_frequencies(rope: RopeSpec) -> NDArray[np.float64]:
-    """Radians per position of each rotated pair, float64 [dim / 2]."""
-    exponents = [-i / rope.dim for i in range(0, rope.dim, 2)]
-    frequencies: NDArray[np.float64] = np.array([power(rope.base, e) for e in exponents])
-    scaling = rope.scaling
-    if scaling is None:
-        return frequencies
-    stretched = frequencies / scaling.factor
-    if scaling.kind == "linear":
-        return stretched
-    # Llama 3.1: how many turns a pair makes in the original context decides how much of the
-    # stretching it gets: all below low_freq_factor turns, none above high_freq_factor.
-    turns = scaling.original_context * frequencies / (2 * np.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    unstretched = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (1 - unstretched) * stretched + unstretched * frequencies
-
-
-def rope_tables(rope: RopeSpec, n_positions: int) -> tuple[Array, Array]:
-    """Cosines and sines of positions 0 .. n_positions-1.
-
-    Computed in float64 and rounded once.
-
-    Returns:
-        (cos, sin), each float32 [n_positions, dim / 2].
-    """
-    frequencies = rope_frequencies(rope)
-    cos, sin = np.empty((2, n_positions, len(frequencies)), np.float32)
-    for rows in row_blocks(cos.shape, ROPE_ELEMENTS):
-        angles = np.outer(np.arange(rows.start, rows.stop), frequencies)
-        cos[rows], sin[rows] = cos_sin(angles)
-    return cos, sin
-
-
->>>>>>> families
 def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
     """Rotate each head by its position.
 

@@ -70,7 +70,7 @@ def rope_at(rope: RopeSpec, context: int) -> RopeSpec:
 
 def stretched_base(base: float, stretch: float, dim: int) -> float:
     """The base whose lowest frequency is ``stretch`` times lower (NTK-aware scaling)."""
-    return base * power(stretch, dim / (dim - 2))
+    return float(base * power(stretch, dim / (dim - 2)))
 
 
 def config_at(config: ModelConfig, context: int) -> ModelConfig:

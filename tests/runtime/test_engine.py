@@ -195,9 +195,6 @@ def test_float_and_packed_matrices_side_by_side(kv_bits: int) -> None:
         assert typical_error(compiled, plain) < PER_LAYER * model.config.layers
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral", "smollm3", "olmo2", "lfm2"])
-=======
 CHANGED = (
     "gemma2",
     "granite",
@@ -228,9 +225,9 @@ def test_divergence_from_the_same_integers(family: str, scheme: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "gemma3", "gemma2", "hunyuan_v1_dense", "mistral", "smollm3", "olmo2"]
+    "family",
+    ["llama", "gemma3", "gemma2", "hunyuan_v1_dense", "mistral", "smollm3", "olmo2", "lfm2"],
 )
->>>>>>> families
 @pytest.mark.parametrize(("kv_bits", "kind"), [
     (4, "w4-g32"), (8, "w4-g32"), (16, "w4-g32"), (8, "float16"), (16, "bfloat16"), (8, "float32"),
 ])  # fmt: skip
