@@ -327,6 +327,21 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "torch_dtype": "bfloat16", "transformers_version": "4.54.0.dev0", "use_cache": True,
         "use_pos_enc": True, "vocab_size": 65536,
     },
+    "Olmo-3-1025-7B": {
+        "architectures": ["Olmo3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "eos_token_id": 100257, "hidden_act": "silu", "hidden_size": 4096,
+        "initializer_range": 0.02, "intermediate_size": 11008,
+        "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 8,
+        "max_position_embeddings": 65536, "model_type": "olmo3", "num_attention_heads": 32,
+        "num_hidden_layers": 32, "num_key_value_heads": 32, "pad_token_id": 100277,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": {"attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1,
+                         "factor": 8.0, "original_max_position_embeddings": 8192,
+                         "rope_type": "yarn"},
+        "rope_theta": 500000, "sliding_window": 4096, "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16", "transformers_version": "4.57.0.dev0", "use_cache": False,
+        "vocab_size": 100278,
+    },
     "LFM2.5-350M": {
         "architectures": ["Lfm2ForCausalLM"], "block_auto_adjust_ff_dim": True, "block_dim": 1024,
         "block_ff_dim": 6656, "block_ffn_dim_multiplier": 1.0, "block_mlp_init_scale": 1.0,
@@ -362,6 +377,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 WINDOWS = {"Mistral-7B-v0.1": 4096, "gemma-3-270m": 512, "gemma-3-4b-it": 1024,
            "Phi-3-mini-4k-instruct": 2047, "Phi-3-mini-128k-instruct": 262144,
            "Phi-4-mini-instruct": 262144, "gemma-2-2b-it": 4096, "EXAONE-4.0-32B": 4096,
+           "Olmo-3-1025-7B": 4096,
            }  # fmt: skip
 STRETCHED = {
     "Llama-3.2-1B-Instruct": RopeScaling("llama3", 32.0, 1.0, 4.0, 8192),
@@ -380,6 +396,9 @@ STRETCHED = {
         "yarn", 4.0, original_context=32768, attention_factor=1.138629436111989,
     ),
     "Ministral-3-3B-Instruct-2512-BF16": RopeScaling("yarn", 16.0, original_context=16384),
+    "Olmo-3-1025-7B": RopeScaling(
+        "yarn", 8.0, original_context=8192, attention_factor=1.2079441541679836,
+    ),
 }  # fmt: skip
 CONTEXTS = {"Qwen3-4B with yarn": 131072}
 """Of models that reach further than their max_position_embeddings."""
