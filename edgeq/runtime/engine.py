@@ -22,7 +22,7 @@ from edgeq.model.config import ModelConfig
 from edgeq.model.kv_bits import KvBits, checked_kv_bits
 from edgeq.model.memory_layout import MAX_SEQUENCES, center_span
 from edgeq.model.model import Model
-from edgeq.model.rotary import default_context, same_ropes
+from edgeq.model.rotary import default_context
 from edgeq.runtime import kv_state as state
 from edgeq.runtime.backend import Backend
 from edgeq.runtime.running_answers import RunningAnswers
@@ -380,18 +380,7 @@ class Engine:
         Raises:
             UsageError: it is of another model or kv_bits, too long, or rotated for another context.
         """
-        if (snapshot.model, snapshot.kv_bits) != (self._model_id(), self.kv_bits):
-            raise UsageError(
-                "the snapshot is of another model or of another kv_bits; restore it in an engine "
-                "like the one that made it"
-            )
-        if len(snapshot.tokens) > self.context:
-            raise UsageError(
-                f"the snapshot has {len(snapshot.tokens)} tokens and the context holds "
-                f"{self.context}; use an engine with a context of at least that many"
-            )
-        if not same_ropes(self.config, snapshot.context, self.context):
-            raise UsageError(state.other_ropes("the snapshot", snapshot.context, self.context))
+        snapshot.check(self.config, self._model_id(), self.kv_bits, self.context)
         self._replace(list(snapshot.tokens), snapshot.layers)
 
     def close(self) -> None:

@@ -180,6 +180,28 @@ class Snapshot:
         """Bytes of all arrays."""
         return sum(part.nbytes for _, parts in self.layers for part in parts.values())
 
+    def check(self, config: ModelConfig, model: str, kv_bits: int, context: int) -> None:
+        """Refuse an engine that cannot continue the sequence.
+
+        Args:
+            config, model, kv_bits, context: of that engine; ``model`` is its model's `fingerprint`.
+
+        Raises:
+            UsageError: it is of another model or kv_bits, too long, or rotated for another context.
+        """
+        if (self.model, self.kv_bits) != (model, kv_bits):
+            raise UsageError(
+                "the snapshot is of another model or of another kv_bits; restore it in an engine "
+                "like the one that made it"
+            )
+        if len(self.tokens) > context:
+            raise UsageError(
+                f"the snapshot has {len(self.tokens)} tokens and the context holds {context}; use "
+                "an engine with a context of at least that many"
+            )
+        if not same_ropes(config, self.context, context):
+            raise UsageError(other_ropes("the snapshot", self.context, context))
+
 
 def save(
     path: str | Path,

@@ -115,7 +115,7 @@ def check_family(model: Model) -> None:
         "rope dim": (not arch.partial_rope and rope.dim != c.head_dim, rope.dim),
         "rope scaling": (not rope_is_known(c, arch), [rope.scaling for rope in distinct]),
         "query temperature": (bool(rope.temperature) and not arch.temperature, rope.temperature),
-        "rope": (_foreign_ropes(c), c.ropes),
+        "rope": (_foreign_ropes(c), distinct),
         "window": (_foreign_pattern(c), window),
         "head_dim": (arch.heads_span_hidden and c.heads * c.head_dim != c.hidden, c.head_dim),
         "tied": ((arch.untied and c.tied) or (arch.tied and not c.tied), c.tied),
@@ -196,7 +196,8 @@ def _foreign_ropes(c: ModelConfig) -> bool:
     if arch.local_unscaled:
         plain = replace(full_rope(c), scaling=None)
         return any(block.rope != plain for block in c.blocks if block.rope and block.window)
-    return len(c.ropes) > (1 if arch.local_rope_base is None else 2)
+    distinct = {block.rope for block in c.blocks if block.rope}
+    return len(distinct) > (1 if arch.local_rope_base is None else 2)
 
 
 def foreign_window(c: ModelConfig) -> int | None:

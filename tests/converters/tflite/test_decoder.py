@@ -540,7 +540,9 @@ def test_a_wrong_rotary_base_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     # validate converts the source again to compare the steps, so the converter must be wrong itself
     right = tflite_decoder.rope_tables
     monkeypatch.setattr(
-        tflite_decoder, "rope_tables", lambda rope, n: right(replace(rope, base=9e3), n)
+        tflite_decoder,
+        "rope_tables",
+        lambda rope, n, context: right(replace(rope, base=9e3), n, context),
     )
     divergence = faulty(tiny("qwen3"), tmp_path).decoder.divergence
     assert divergence is not None
