@@ -2,6 +2,7 @@
 
     docs/python.md    the functions and classes of `import edgeq`, from their docstrings
     CONTRIBUTING.md   the table of layers, from import-linter's contracts in pyproject.toml
+    docs/models.md    the table of families, and of the targets that take them
     docs/raspberry-pi.md  the table of expected speeds, from `edgeq plan`
 
 ``python docs/make.py --check`` writes nothing and fails if a document is not current.
@@ -13,6 +14,7 @@ import inspect
 import re
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,71 @@ def contributing() -> str:
     return pattern.sub(lambda _: layers_table(), text)
 
 
+TARGETS = ("ort", "genai", "tflite", "litertlm", "coreml", "gguf")
+
+
+def models_table() -> str:
+    """The families, and which targets take the smallest published model of each."""
+    from edgeq.converters.targets import target_named
+    from edgeq.importers.huggingface.families import FAMILIES
+    from edgeq.importers.shapes import SHAPES, parameters
+
+    titles = [target_named(target).title for target in TARGETS]
+    rows = [f"| family | `model_type` | shapes | edgeq | {' | '.join(titles)} |",
+            "| --- | --- | --- " + "| --- " * (1 + len(TARGETS)) + "|"]  # fmt: skip
+    for name, family in FAMILIES.items():
+        smallest = min(family.shapes, key=lambda shape: parameters(SHAPES[shape]))
+        takes = ["yes", *targets_of(SHAPES[smallest])]
+        cells = ", ".join(family.model_types), ", ".join(family.shapes), *takes
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def targets_of(config: Any) -> list[str]:
+    """For each target, whether it takes a model of a shape with 4-bit weights."""
+    import numpy as np
+
+    import edgeq
+    from edgeq.converters.options import Options
+    from edgeq.converters.targets import target_named
+    from edgeq.core.errors import UnsupportedError
+    from edgeq.formats.tensor import part_shapes
+    from edgeq.importers.huggingface.families import FAMILIES
+
+    scheme = edgeq.parse_scheme("w4-g32")
+    config = replace(config, vocab=1024, ffn=1024)  # no target asks for more of these
+    tensors: dict[str, Any] = {}
+    for name, shape in config.linears():  # targets look at scales, and not at the codes
+        parts = {
+            part: np.zeros(size, kind) if part == "packed" else np.ones(size, kind)
+            for part, (kind, size) in part_shapes(scheme, shape).items()
+        }
+        tensors[name] = edgeq.QuantTensor(scheme, shape, **parts)
+    others = [*config.norms(), *config.convolutions()]
+    if FAMILIES[config.family].biases == "qkv":
+        others += [(name, size) for name, size in config.biases() if "o_proj" not in name]
+    for name, size in others:
+        tensors[name] = edgeq.FloatTensor("float32", np.zeros(size, np.float32))
+    model = edgeq.Model(config, tensors, edgeq.load(edgeq.demo_model()).files)
+    found = []
+    for target in TARGETS:
+        try:
+            target_named(target).decoder_target().check(model, Options())
+            found.append("yes")
+        except UnsupportedError:
+            found.append("no")
+    return found
+
+
+def models() -> str:
+    """The text of docs/models.md with the current table."""
+    text = (ROOT / "docs" / "models.md").read_text("utf-8")
+    pattern = re.compile(r"^\| family \|.*?\n(?=\n)", re.MULTILINE | re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit("docs/make.py: docs/models.md has no table that starts '| family |'")
+    return pattern.sub(lambda _: models_table(), text)
+
+
 BOARDS = ("rpi-zero-2w", "rpi4-4gb", "rpi5-8gb")
 SHAPES = ("smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b")
 PI_CONTEXT = 2048
@@ -200,6 +267,7 @@ def raspberry_pi() -> str:
 DOCUMENTS = {
     "docs/python.md": python_page,
     "CONTRIBUTING.md": contributing,
+    "docs/models.md": models,
     "docs/raspberry-pi.md": raspberry_pi,
 }
 """Path -> what makes its text."""

@@ -7,7 +7,7 @@ src/models/olmo2.cpp.
 from __future__ import annotations
 
 from edgeq.importers.gguf.architecture import Architecture
-from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape
+from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape, sizes
 from edgeq.importers.huggingface.rope import read_rope
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.huggingface.windows import refuse_windows
@@ -55,4 +55,19 @@ FAMILY = Family(
         window_period=4,
         local_unscaled=True,
     ),
+    shapes={
+        "olmo2-1b": sizes(
+            2048,
+            8192,
+            16,
+            16,
+            16,
+            100352,
+            4096,
+            rms_norm_eps=1e-6,
+            rope_theta=5e5,
+            eos_token_id=100257,
+            tie_word_embeddings=False,
+        ),
+    },
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from edgeq.core.errors import FormatError
 from edgeq.importers.gguf.architecture import Architecture
-from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape
+from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape, sizes
 from edgeq.importers.huggingface.rope import read_rope
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.huggingface.windows import read_windows
@@ -70,4 +70,9 @@ FAMILY = Family(
         biases=("q_proj", "k_proj", "v_proj", "o_proj"),
     ),
     genai="smollm3",
+    shapes={
+        "smollm3-3b": sizes(
+            2048, 11008, 36, 16, 4, 128256, 65536, rope_theta=5e6, eos_token_id=128012
+        ),
+    },
 )
