@@ -199,7 +199,7 @@ def targets_of(config: Any) -> list[str]:
     from edgeq.importers.huggingface.families import FAMILIES
 
     scheme = edgeq.parse_scheme("w4-g32")
-    config = replace(config, vocab=1024, ffn=1024)  # no target asks for more of these
+    config = replace(config, vocab=2048, ffn=1024)  # no target asks for more of these
     tensors: dict[str, Any] = {}
     for name, shape in config.linears():  # targets look at scales, and not at the codes
         parts = {
