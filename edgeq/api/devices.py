@@ -15,7 +15,6 @@ from edgeq.devices.planner import Plan
 from edgeq.devices.planner import plan as plan_on
 from edgeq.devices.profile import DeviceProfile, find, names
 from edgeq.formats.schemes import FloatScheme
-from edgeq.importers.shapes import shape as known_shape
 from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
 from edgeq.model.rotary import default_context
@@ -202,6 +201,8 @@ def model_facts(model: Model | ModelFacts | str | Path) -> ModelFacts:
 
 def shape_facts(name: str) -> ModelFacts:
     """The same of a known model in 16 bits."""
+    from edgeq.importers.shapes import shape as known_shape  # it reads every family's file
+
     config, scheme = known_shape(name), FloatScheme("bfloat16")
     tensors = (*config.linears(), *config.floats())
     return ModelFacts(name, config, {name: scheme_facts(scheme, size) for name, size in tensors})
