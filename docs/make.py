@@ -14,7 +14,9 @@ import inspect
 import re
 import sys
 import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,36 +160,29 @@ def layers_table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def contributing() -> str:
-    """The text of CONTRIBUTING.md with the current table."""
-    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    pattern = re.compile(r"^\| layer \| packages.*?\n(?=\n)", re.MULTILINE | re.DOTALL)
-    if not pattern.search(text):
-        raise SystemExit("docs/make.py: CONTRIBUTING.md has no table that starts '| layer |'")
-    return pattern.sub(lambda _: layers_table(), text)
-
-
 TARGETS = ("ort", "genai", "tflite", "litertlm", "coreml", "gguf")
 
 
 def models_table() -> str:
     """The families, and which targets take the smallest published model of each."""
+    import edgeq
     from edgeq.converters.targets import target_named
     from edgeq.importers.huggingface.families import FAMILIES
     from edgeq.importers.shapes import SHAPES, parameters
 
+    tokenizer = edgeq.load(edgeq.demo_model()).files
     titles = [target_named(target).title for target in TARGETS]
     rows = [f"| family | `model_type` | shapes | edgeq | {' | '.join(titles)} |",
             "| --- | --- | --- " + "| --- " * (1 + len(TARGETS)) + "|"]  # fmt: skip
     for name, family in FAMILIES.items():
         smallest = min(family.shapes, key=lambda shape: parameters(SHAPES[shape]))
-        takes = ["yes", *targets_of(SHAPES[smallest])]
+        takes = ["yes", *targets_of(SHAPES[smallest], tokenizer)]
         cells = ", ".join(family.model_types), ", ".join(family.shapes), *takes
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
-def targets_of(config: Any) -> list[str]:
+def targets_of(config: Any, files: Mapping[str, bytes]) -> list[str]:
     """For each target, whether it takes a model of a shape with 4-bit weights."""
     import numpy as np
 
@@ -196,7 +191,7 @@ def targets_of(config: Any) -> list[str]:
     from edgeq.converters.targets import target_named
     from edgeq.core.errors import UnsupportedError
     from edgeq.formats.tensor import part_shapes
-    from edgeq.importers.huggingface.families import FAMILIES
+    from edgeq.importers.shapes import biases
 
     scheme = edgeq.parse_scheme("w4-g32")
     config = replace(config, vocab=2048, ffn=1024)  # no target asks for more of these
@@ -207,12 +202,9 @@ def targets_of(config: Any) -> list[str]:
             for part, (kind, size) in part_shapes(scheme, shape).items()
         }
         tensors[name] = edgeq.QuantTensor(scheme, shape, **parts)
-    others = [*config.norms(), *config.convolutions()]
-    if FAMILIES[config.family].biases == "qkv":
-        others += [(name, size) for name, size in config.biases() if "o_proj" not in name]
-    for name, size in others:
+    for name, size in (*config.floats(), *biases(config)):
         tensors[name] = edgeq.FloatTensor("float32", np.zeros(size, np.float32))
-    model = edgeq.Model(config, tensors, edgeq.load(edgeq.demo_model()).files)
+    model = edgeq.Model(config, tensors, files)
     found = []
     for target in TARGETS:
         try:
@@ -221,15 +213,6 @@ def targets_of(config: Any) -> list[str]:
         except UnsupportedError:
             found.append("no")
     return found
-
-
-def models() -> str:
-    """The text of docs/models.md with the current table."""
-    text = (ROOT / "docs" / "models.md").read_text("utf-8")
-    pattern = re.compile(r"^\| family \|.*?\n(?=\n)", re.MULTILINE | re.DOTALL)
-    if not pattern.search(text):
-        raise SystemExit("docs/make.py: docs/models.md has no table that starts '| family |'")
-    return pattern.sub(lambda _: models_table(), text)
 
 
 BOARDS = ("rpi-zero-2w", "rpi4-4gb", "rpi5-8gb")
@@ -255,20 +238,26 @@ def pi_table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def raspberry_pi() -> str:
-    """The text of docs/raspberry-pi.md with the current table."""
-    text = (ROOT / "docs" / "raspberry-pi.md").read_text("utf-8")
-    pattern = re.compile(r"^\| board \| model.*?\n(?=\n)", re.MULTILINE | re.DOTALL)
+def with_table(path: str, table: Callable[[], str]) -> str:
+    """The text of a page in which the table with the same first column is the current one."""
+    text, rows = (ROOT / path).read_text("utf-8"), table()
+    start = "|".join(rows.split("|")[:2]) + "|"
+    pattern = re.compile(rf"^{re.escape(start)}.*?\n(?=\n)", re.MULTILINE | re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit("docs/make.py: docs/raspberry-pi.md has no table that starts '| board |'")
-    return pattern.sub(lambda _: pi_table(), text)
+        raise SystemExit(f"docs/make.py: {path} has no table that starts {start!r}")
+    return pattern.sub(lambda _: rows, text)
 
 
-DOCUMENTS = {
+DOCUMENTS: dict[str, Callable[[], str]] = {
     "docs/python.md": python_page,
-    "CONTRIBUTING.md": contributing,
-    "docs/models.md": models,
-    "docs/raspberry-pi.md": raspberry_pi,
+    **{
+        path: partial(with_table, path, table)
+        for path, table in (
+            ("CONTRIBUTING.md", layers_table),
+            ("docs/models.md", models_table),
+            ("docs/raspberry-pi.md", pi_table),
+        )
+    },
 }
 """Path -> what makes its text."""
 

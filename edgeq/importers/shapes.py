@@ -70,6 +70,12 @@ def parameters(config: ModelConfig) -> int:
     return sum(math.prod(shape) for _, shape in (*config.linears(), *config.floats()))
 
 
+def biases(config: ModelConfig) -> list[tuple[str, tuple[int]]]:
+    """Names and shapes of the biases that every model of a shape's family has."""
+    always = FAMILIES[config.family].biases == "qkv"
+    return [(name, size) for name, size in config.biases() if always and "o_proj" not in name]
+
+
 def random_model(
     config: ModelConfig,
     schemes: Callable[[str, Sequence[int]], Scheme],
@@ -106,10 +112,8 @@ def random_model(
     for name, (channels, _, taps) in config.convolutions():
         weights = rng.standard_normal((channels, 1, taps), np.float32) / taps**0.5
         tensors[name] = FloatTensor("float32", weights)
-    if FAMILIES[config.family].biases == "qkv":
-        for name, size in config.biases():
-            if "o_proj" not in name:
-                tensors[name] = FloatTensor("float32", rng.standard_normal(size, np.float32) / 8)
+    for name, size in biases(config):
+        tensors[name] = FloatTensor("float32", rng.standard_normal(size, np.float32) / 8)
     return Model(config, tensors, provenance={"source": "random weights", "seed": seed})
 
 

@@ -209,8 +209,8 @@ class GgufDecoderTarget(DecoderTarget):
 
 
 def _write_tensor(model: Model, placed: Placed, file: BinaryIO) -> None:
-    factors = factor_tensors(full_rope(model.config)).get(placed.entry.name)
-    if factors is not None:
+    if not placed.names:  # computed from the configuration
+        factors = factor_tensors(full_rope(model.config))[placed.entry.name]
         file.write(factors.astype("<f4").tobytes())
         return
     for name, height, heads in zip(placed.names, placed.rows, placed.heads, strict=True):

@@ -31,6 +31,13 @@ _LAYER = {
 }
 
 
+NORMS_AFTER = {
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+"""Names of the norms after attention and feed-forward, in architectures that have them."""
+NORMS_AROUND = {**NORMS_AFTER, "pre_feedforward_layernorm": "ffn_norm"}
+"""The same where there are norms before as well."""
 MULTIPLIERS = {
     "embed_scale": "embedding_scale",
     "residual_scale": "residual_scale",

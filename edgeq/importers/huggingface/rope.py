@@ -16,6 +16,7 @@ from typing import Any
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.huggingface.family import Shape
 from edgeq.importers.huggingface.values import Values
+from edgeq.importers.huggingface.windows import LAYER_KINDS
 from edgeq.importers.unread import is_off, refusal, shown
 from edgeq.model.block import MAX_SIZE, BlockSpec, RopeScaling, RopeSpec
 from edgeq.model.rotary import longrope_attention_factor, yarn_attention_factor
@@ -65,9 +66,7 @@ def read_rope(
         UnsupportedError: a rotary type or key that edgeq does not compute.
     """
     name, settings = rope_settings(values)
-    beside = values.raw.get("rope_theta", base)
-    values.read.add("rope_theta")
-    theta = values.check_number("rope_theta", settings.get("rope_theta", beside))
+    theta = read_base(values, settings, base)
     if partial:
         share = _rotated_share(values, settings, share)
     else:
@@ -81,6 +80,54 @@ def rope_settings(values: Values) -> tuple[str, dict[str, Any]]:
     """The rotary settings that all layers share, and the name of the object they are in."""
     flat, nested = read_settings(values, "rope_scaling"), read_settings(values, "rope_parameters")
     return ("rope_scaling", flat) if flat else ("rope_parameters", nested)
+
+
+def rope_settings_by_kind(values: Values, model: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The rotary settings of layers that see everything, and of those with a window.
+
+    ``rope_scaling`` beside them, as older configurations have it, is for the former alone.
+
+    Args:
+        values: the configuration.
+        model: what it is, for messages, such as "a Gemma 3".
+
+    Returns:
+        (name, full, local): both settings, and the name of the object that says how the former are
+        stretched.
+
+    Raises:
+        FormatError: one of them is no object.
+        UnsupportedError: settings of another kind of layer.
+    """
+    nested = read_settings(values, "rope_parameters")
+    for kind in nested:
+        if kind not in LAYER_KINDS:
+            raise UnsupportedError(
+                f"{values.path}: rope_parameters has the key {kind!r}; {model} model has one "
+                f"object each for {' and '.join(LAYER_KINDS)}"
+            )
+    flat = read_settings(values, "rope_scaling")
+    full = (read_settings(values, "full_attention", nested) or {"rope_type": "default"}) | flat
+    local = read_settings(values, "sliding_attention", nested)
+    return "rope_scaling" if flat else "full_attention", full, local
+
+
+def read_base(
+    values: Values, settings: Mapping[str, Any], default: float, key: str = "rope_theta"
+) -> float:
+    """The base of the frequencies, among the rotary settings or else beside them.
+
+    Args:
+        values: the configuration.
+        settings: rotary settings, in which the base is always ``rope_theta``.
+        default: the base where neither states one.
+        key: the name of the base beside the settings.
+
+    Raises:
+        FormatError: it is no positive number.
+    """
+    values.read.add(key)
+    return values.check_number(key, settings.get("rope_theta", values.raw.get(key, default)))
 
 
 def read_settings(

@@ -130,22 +130,24 @@ def _layer_kinds(values: Values, layers: int) -> tuple[bool, ...] | None:
     return None if kinds is None else tuple(kind == "sliding_attention" for kind in kinds)
 
 
-def layer_kinds(values: Values, layers: int, known: Sequence[str]) -> tuple[str, ...] | None:
-    """The kind of each layer by ``layer_types``; None if the key is absent.
+def layer_kinds(
+    values: Values, layers: int, known: Sequence[str], key: str = "layer_types"
+) -> tuple[str, ...] | None:
+    """The kind of each layer by ``layer_types`` or another key; None if the key is absent.
 
     Raises:
         FormatError: it does not name each layer.
         UnsupportedError: a kind that is not known.
     """
-    kinds = values.get("layer_types")
+    kinds = values.get(key)
     if kinds is None:
         return None
     if not isinstance(kinds, list) or len(kinds) != layers:
-        raise FormatError(f"{values.path}: layer_types must name each of {layers} layers")
+        raise FormatError(f"{values.path}: {key} must name each of {layers} layers")
     for kind in kinds:
         if kind not in known:
             raise UnsupportedError(
-                f"{values.path}: layer_types names a layer of kind {shown(kind)}; edgeq computes "
+                f"{values.path}: {key} names a layer of kind {shown(kind)}; edgeq computes "
                 f"{' and '.join(known)}"
             )
     return tuple(kinds)

@@ -10,7 +10,7 @@ src/models/exaone4.cpp.
 from __future__ import annotations
 
 from edgeq.core.errors import FormatError
-from edgeq.importers.gguf.architecture import Architecture
+from edgeq.importers.gguf.architecture import NORMS_AFTER, Architecture
 from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape, sizes
 from edgeq.importers.huggingface.rope import read_rope
 from edgeq.importers.huggingface.values import Values
@@ -78,10 +78,7 @@ FAMILY = Family(
     },
     gguf=Architecture(
         name="exaone4",
-        tensors={
-            "post_attention_layernorm": "post_attention_norm",
-            "post_feedforward_layernorm": "post_ffw_norm",
-        },
+        tensors=NORMS_AFTER,
         norm_before=False,
         norm_after=True,
         qk_norm="head",

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeq.importers.gguf.architecture import Architecture
+from edgeq.importers.gguf.architecture import NORMS_AROUND, Architecture
+from edgeq.importers.huggingface.families.gemma3 import accept_older_activation
 from edgeq.importers.huggingface.family import Family, Shape, sizes
 from edgeq.importers.huggingface.rope import read_rope
 from edgeq.importers.huggingface.values import Values
@@ -24,8 +25,7 @@ def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
     rope = read_rope(values, shape)
     sliding = [i % 2 == 0 for i in range(shape.layers)]
     windows = read_windows(values, shape, "gemma2", sliding=sliding)
-    if "gelu" in str(values.raw.get("hidden_act")):
-        values.read.add("hidden_act")  # for older readers; Gemma's own key is hidden_activation
+    accept_older_activation(values)
     return [BlockSpec(norm_after=True, rope=rope, window=window) for window in windows]
 
 
@@ -72,11 +72,7 @@ FAMILY = Family(
     query_scale_key="query_pre_attn_scalar",
     gguf=Architecture(
         name="gemma2",
-        tensors={
-            "post_attention_layernorm": "post_attention_norm",
-            "pre_feedforward_layernorm": "ffn_norm",
-            "post_feedforward_layernorm": "post_ffw_norm",
-        },
+        tensors=NORMS_AROUND,
         activation="gelu_tanh",
         norm_after=True,
         tied=True,

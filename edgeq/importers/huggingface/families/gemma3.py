@@ -8,16 +8,16 @@ Source: configuration_gemma3.py and modeling_gemma3.py of Transformers 5.24.
 
 from __future__ import annotations
 
-from edgeq.core.errors import UnsupportedError
-from edgeq.importers.gguf.architecture import Architecture
+from edgeq.importers.gguf.architecture import NORMS_AROUND, Architecture
 from edgeq.importers.huggingface.family import Family, Shape, sizes
 from edgeq.importers.huggingface.rope import (
     check_whole_heads,
+    read_base,
     read_scaling,
-    read_settings,
+    rope_settings_by_kind,
 )
 from edgeq.importers.huggingface.values import Values
-from edgeq.importers.huggingface.windows import LAYER_KINDS, read_windows
+from edgeq.importers.huggingface.windows import read_windows
 from edgeq.model.block import BlockSpec, RopeSpec
 
 _KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
@@ -34,42 +34,32 @@ def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
     else:
         sliding = (True,) * shape.layers
     windows = read_windows(values, shape, "gemma3", sliding=sliding)
-    if "gelu" in str(values.raw.get("hidden_act")):
-        values.read.add("hidden_act")  # for older readers; Gemma's own key is hidden_activation
+    accept_older_activation(values)
     return [
         BlockSpec(norm_after=True, qk_norm="head", rope=ropes[window is not None], window=window)
         for window in windows
     ]
 
 
+def accept_older_activation(values: Values) -> None:
+    """Accept ``hidden_act``, for older readers, beside Gemma's own key ``hidden_activation``."""
+    if "gelu" in str(values.raw.get("hidden_act")):
+        values.read.add("hidden_act")
+
+
 def _read_ropes(values: Values, shape: Shape) -> tuple[RopeSpec, RopeSpec]:
     """Rotary embeddings of the layers that see everything, and of those with a window."""
-    nested = read_settings(values, "rope_parameters")
-    for kind in nested:
-        if kind not in LAYER_KINDS:
-            raise UnsupportedError(
-                f"{values.path}: rope_parameters has the key {kind!r}; a Gemma 3 model has one "
-                f"object each for {' and '.join(LAYER_KINDS)}"
-            )
-    plain = {"rope_type": "default"}
-    full = read_settings(values, "full_attention", nested) or plain
-    flat = read_settings(values, "rope_scaling")
-    full |= flat
-    local = read_settings(values, "sliding_attention", nested)
+    name, full, local = rope_settings_by_kind(values, "a Gemma 3")
     bases = []
     for settings, key, default in (
         (full, "rope_theta", _BASE),
         (local, "rope_local_base_freq", _LOCAL_BASE),
     ):
-        values.read.add(key)
-        bases.append(
-            values.check_number(key, settings.get("rope_theta", values.raw.get(key, default)))
-        )
+        bases.append(read_base(values, settings, default, key))
         check_whole_heads(values, "rope_parameters", settings)
     # the frequencies of layers with a window are never stretched
     dim = shape.head_dim
     read_scaling(values, "sliding_attention", local, shape, dim, ("default",))
-    name = "rope_scaling" if flat else "full_attention"
     scaling = read_scaling(values, name, full, shape, dim, _KINDS, inside_only=True)
     return RopeSpec(bases[0], dim, scaling), RopeSpec(bases[1], dim)
 
@@ -113,11 +103,7 @@ FAMILY = Family(
     prefix="language_model.",
     gguf=Architecture(
         name="gemma3",
-        tensors={
-            "post_attention_layernorm": "post_attention_norm",
-            "pre_feedforward_layernorm": "ffn_norm",
-            "post_feedforward_layernorm": "post_ffw_norm",
-        },
+        tensors=NORMS_AROUND,
         activation="gelu_tanh",
         norm_after=True,
         qk_norm="head",

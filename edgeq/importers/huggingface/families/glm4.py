@@ -6,7 +6,7 @@ src/models/glm4.cpp.
 
 from __future__ import annotations
 
-from edgeq.importers.gguf.architecture import Architecture
+from edgeq.importers.gguf.architecture import NORMS_AROUND, Architecture
 from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape, sizes
 from edgeq.importers.huggingface.rope import read_rope
 from edgeq.importers.huggingface.values import Values
@@ -50,12 +50,7 @@ FAMILY = Family(
     fused={"mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj")},
     gguf=Architecture(
         name="glm4",
-        tensors={
-            "post_attention_layernorm": "post_attention_norm",
-            "pre_feedforward_layernorm": "ffn_norm",
-            "post_feedforward_layernorm": "post_ffw_norm",
-            "mlp.gate_proj": "ffn_up",
-        },
+        tensors={**NORMS_AROUND, "mlp.gate_proj": "ffn_up"},
         interleaved=True,
         partial_rope=True,
         biases=("q_proj", "k_proj", "v_proj"),

@@ -11,11 +11,12 @@ from edgeq.importers.huggingface.families import granite
 from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape, sizes
 from edgeq.importers.huggingface.rope import read_rope
 from edgeq.importers.huggingface.values import Values
-from edgeq.importers.huggingface.windows import refuse_windows
+from edgeq.importers.huggingface.windows import layer_kinds, refuse_windows
 from edgeq.importers.unread import shown
 from edgeq.model.block import BlockSpec
 
 _ATTENTION = ("attention", "full_attention")
+_OLDER_KEY = "layers_block_type"
 _OF_OTHER_LAYERS = frozenset(
     (
         "intermediate_size", "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef",
@@ -56,22 +57,9 @@ def blocks(values: Values, shape: Shape) -> tuple[BlockSpec, ...]:
 
 def _check_layers(values: Values, shape: Shape) -> None:
     """Refuse windows and recurrent layers."""
-    kinds = values.get("layer_types")
-    if kinds is None:
-        kinds = values.get("layers_block_type")
-    values.read |= {"layer_types", "layers_block_type"}
-    listed = kinds if isinstance(kinds, list) else []
-    for kind in listed:
-        if kind not in _ATTENTION:
-            raise UnsupportedError(
-                f"{values.path}: layer_types names a layer of kind {shown(kind)}; edgeq computes "
-                "Granite 4 models of which all layers are attention"
-            )
-    others = {key: value for key, value in values.raw.items() if key != "layer_types"}
-    rest = Values(values.path, others, values.defaults)
-    refuse_windows(rest, shape, "granitemoehybrid")
-    values.read |= rest.read
-    if len(listed) != shape.layers:
+    kinds = refuse_windows(values, shape, "granitemoehybrid", known=_ATTENTION)
+    values.read.add(_OLDER_KEY)
+    if kinds is None and layer_kinds(values, shape.layers, _ATTENTION, _OLDER_KEY) is None:
         raise FormatError(f"{values.path}: layer_types must name each of {shape.layers} layers")
 
 

@@ -12,7 +12,12 @@ from __future__ import annotations
 from edgeq.core.errors import UnsupportedError
 from edgeq.importers.gguf.architecture import Architecture
 from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape, sizes
-from edgeq.importers.huggingface.rope import check_whole_heads, read_rope, read_settings
+from edgeq.importers.huggingface.rope import (
+    check_whole_heads,
+    read_base,
+    read_rope,
+    rope_settings,
+)
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.huggingface.windows import refuse_windows
 from edgeq.importers.unread import refusal, shown
@@ -55,17 +60,14 @@ def blocks(values: Values, shape: Shape) -> tuple[BlockSpec, ...]:
 
 def _alpha_rope(values: Values, shape: Shape) -> RopeSpec | None:
     """Frequencies of a base that is stretched by ``alpha``; None if there is none."""
-    flat, nested = read_settings(values, "rope_scaling"), read_settings(values, "rope_parameters")
-    name, settings = ("rope_scaling", flat) if flat else ("rope_parameters", nested)
+    name, settings = rope_settings(values)
     kind = settings.get("rope_type", settings.get("type"))
     if kind != "dynamic" or not settings.get("alpha"):
         return None
     if others := {f"{name}.{k}": v for k, v in settings.items() if k not in _ALPHA_KEYS}:
         raise UnsupportedError(f"{values.path}: {refusal(others)}")
     check_whole_heads(values, name, settings)
-    values.read.add("rope_theta")
-    beside = values.raw.get("rope_theta", _BASE)
-    base = values.check_number("rope_theta", settings.get("rope_theta", beside))
+    base = read_base(values, settings, _BASE)
     alpha = values.check_number("alpha", settings["alpha"])
     return RopeSpec(stretched_base(base, alpha, shape.head_dim), shape.head_dim)
 

@@ -6,7 +6,7 @@ src/models/olmo2.cpp.
 
 from __future__ import annotations
 
-from edgeq.importers.gguf.architecture import Architecture
+from edgeq.importers.gguf.architecture import NORMS_AFTER, Architecture
 from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape, sizes
 from edgeq.importers.huggingface.rope import read_rope
 from edgeq.importers.huggingface.values import Values
@@ -41,10 +41,7 @@ FAMILY = Family(
     biases="attention_bias",
     gguf=Architecture(
         name="olmo2",
-        tensors={
-            "post_attention_layernorm": "post_attention_norm",
-            "post_feedforward_layernorm": "post_ffw_norm",
-        },
+        tensors=NORMS_AFTER,
         norm_before=False,
         norm_after=True,
         qk_norm="all",

@@ -8,12 +8,16 @@ src/models/olmo2.cpp.
 
 from __future__ import annotations
 
-from edgeq.core.errors import UnsupportedError
 from edgeq.importers.huggingface.families import olmo2
 from edgeq.importers.huggingface.family import Family, Shape, sizes
-from edgeq.importers.huggingface.rope import check_whole_heads, read_scaling, read_settings
+from edgeq.importers.huggingface.rope import (
+    check_whole_heads,
+    read_base,
+    read_scaling,
+    rope_settings_by_kind,
+)
 from edgeq.importers.huggingface.values import Values
-from edgeq.importers.huggingface.windows import LAYER_KINDS, read_windows
+from edgeq.importers.huggingface.windows import read_windows
 from edgeq.model.block import BlockSpec, RopeSpec
 
 _BASE = 500_000.0
@@ -43,24 +47,16 @@ def _read_ropes(values: Values, shape: Shape) -> tuple[RopeSpec, RopeSpec]:
     ``rope_theta`` and ``rope_scaling`` beside the settings of each kind of layer are those of the
     layers that see everything, as in Transformers.
     """
-    nested = read_settings(values, "rope_parameters")
-    for kind in nested:
-        if kind not in LAYER_KINDS:
-            raise UnsupportedError(
-                f"{values.path}: rope_parameters has the key {kind!r}; an OLMo 3 model has one "
-                f"object each for {' and '.join(LAYER_KINDS)}"
-            )
-    flat = read_settings(values, "rope_scaling")
-    full = (read_settings(values, "full_attention", nested) or {"rope_type": "default"}) | flat
-    local = read_settings(values, "sliding_attention", nested)
-    values.read.add("rope_theta")
-    beside = values.raw.get("rope_theta", _BASE)
+    full_name, full, local = rope_settings_by_kind(values, "an OLMo 3")
     ropes = []
-    for name, settings, default in (
-        ("rope_scaling" if flat else "full_attention", full, beside),
-        ("sliding_attention", local, _BASE),
+    for name, settings, base in (
+        (full_name, full, read_base(values, full, _BASE)),
+        (
+            "sliding_attention",
+            local,
+            values.check_number("rope_theta", local.get("rope_theta", _BASE)),
+        ),
     ):
-        base = values.check_number("rope_theta", settings.get("rope_theta", default))
         check_whole_heads(values, name, settings)
         dim = shape.head_dim
         scaling = read_scaling(values, name, settings, shape, dim, _KINDS)
