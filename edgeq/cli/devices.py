@@ -181,7 +181,11 @@ def _detected_text(
     ]
     table = render.aligned(["property", "value", "source"], rows)
     name = f"{detected.profile}: " if detected.profile else ""
-    return f"{table}\n\nprofile {name}{_MATCHES[detected.match]}\n"
+    from edgeq.devices.cpuinfo import unsupported
+
+    note = unsupported(detected.arch)
+    warning = f"\nnote: {note}\n" if note else ""
+    return f"{table}\n\nprofile {name}{_MATCHES[detected.match]}\n{warning}"
 
 
 def _clusters(clusters: Sequence[Cluster]) -> str:

@@ -91,7 +91,7 @@ PARTS: dict[int, dict[int, str]] = {
         0xD01: "TaiShan-v110", 0xD02: "TaiShan-v120", 0xD40: "Cortex-A76", 0xD41: "Cortex-A77",
     },
     0x4E: {0x000: "Denver", 0x003: "Denver-2", 0x004: "Carmel", 0x010: "Olympus"},  # NVIDIA
-    0x50: {0x000: "X-Gene"},  # APM
+    0x50: {0x000: "X-Gene"},  # Applied Micro, later Ampere
     0x51: {  # Qualcomm
         0x001: "Oryon", 0x00F: "Scorpion", 0x02D: "Scorpion", 0x04D: "Krait", 0x06F: "Krait",
         0x201: "Kryo", 0x205: "Kryo", 0x211: "Kryo", 0x800: "Kryo-2XX-Gold",
@@ -112,11 +112,11 @@ PARTS: dict[int, dict[int, str]] = {
         0x303: "FTC310", 0x660: "FTC660", 0x661: "FTC661", 0x662: "FTC662", 0x663: "FTC663",
         0x664: "FTC664", 0x862: "FTC862",
     },
-    0xC0: {0xAC3: "Ampere-1", 0xAC4: "Ampere-1A"},
+    0xC0: {0xAC3: "Ampere-1", 0xAC4: "Ampere-1A", 0xAC5: "Ampere-1B"},
 }  # fmt: skip
 """Implementer -> part -> the core's name."""
 
-_VARIANTS = {(0x53, 0x001, 4): "Exynos-M2"}
+_VARIANTS = {(0x53, 0x001, 4): "Exynos-M2", (0x50, 0x000, 3): "eMAG"}
 """Parts that only the variant tells apart."""
 
 

@@ -1,4 +1,4 @@
-"""/proc/cpuinfo of ARM, x86, RISC-V and LoongArch kernels, new and old.
+"""/proc/cpuinfo of ARM, x86, RISC-V, LoongArch and MIPS kernels, new and old.
 
 Newer kernels describe each CPU in a block of its own. Older ARM kernels list the CPUs first and
 then describe one core for all of them, even where the others are of another type; CPUs that are
@@ -31,12 +31,18 @@ _OTHER_ISA = {"lsx": "lsx", "lasx": "lasx"}
 _VAGUE = re.compile(r"^generic|^rockchip|^amlogic|device tree|families|family|^samsung exynos")
 """Hardware lines that name no board."""
 _RASPBERRY = {
-    0x04: "2 Model B", 0x08: "3 Model B", 0x09: "Zero", 0x0A: "Compute Module 3", 0x0C: "Zero W",
+    0x00: "Model A", 0x01: "Model B", 0x02: "Model A Plus", 0x03: "Model B Plus",
+    0x04: "2 Model B", 0x06: "Compute Module", 0x08: "3 Model B", 0x09: "Zero",
+    0x0A: "Compute Module 3", 0x0C: "Zero W",
     0x0D: "3 Model B Plus", 0x0E: "3 Model A Plus", 0x10: "Compute Module 3 Plus",
-    0x11: "4 Model B", 0x12: "Zero 2 W", 0x13: "400", 0x14: "Compute Module 4", 0x17: "5 Model B",
-    0x18: "Compute Module 5", 0x19: "500",
+    0x11: "4 Model B", 0x12: "Zero 2 W", 0x13: "400", 0x14: "Compute Module 4",
+    0x15: "Compute Module 4S", 0x17: "5 Model B", 0x18: "Compute Module 5", 0x19: "500",
+    0x1A: "Compute Module 5 Lite",
 }  # fmt: skip
 """Type in a revision code -> model."""
+
+_RUNS_ON = ("x86_64", "amd64", "aarch64", "arm64")
+_NARROW = ("armv7l", "armv6l", "i686")
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,8 @@ class CpuInfo:
     """What /proc/cpuinfo says.
 
     Args:
-        arch: "aarch64", "armv7l", "armv6l", "x86_64", "i686", "riscv64", "loongarch64"; None if it
-            is no cpuinfo.
+        arch: "aarch64", "armv7l", "armv6l", "x86_64", "i686", "riscv64", "loongarch64", "mips",
+            "mips64"; None if it is no cpuinfo.
         cores: type -> how many; x86 cores, not their threads.
         threads: logical processors seen.
         isa: instruction sets, in `edgeq.core.cpu`'s words, sorted.
@@ -53,6 +59,7 @@ class CpuInfo:
         soc: what names the chip, None if nothing does.
         soc_by: "name" if the text names it, "cores" if only its cores tell.
         by_cpu: the type of each logical processor whose own block tells it.
+        core_of: logical processor -> (package, core), on x86.
         ram_bytes: memory that a Raspberry Pi's revision code tells.
     """
 
@@ -64,6 +71,7 @@ class CpuInfo:
     soc: str | None
     soc_by: str | None
     by_cpu: Mapping[int, str] = field(default_factory=dict)
+    core_of: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     ram_bytes: int | None = None
 
 
@@ -78,13 +86,31 @@ def parse_cpuinfo(text: str) -> CpuInfo:
     if "vendor_id" in first and "flags" in first:
         return _x86(lines, first, threads)
     if first.get("isa", "").startswith("rv"):
-        return _riscv(text, first, threads)
+        return _riscv(text, first, threads or sum(key == "hart" for key, _ in lines))
+    if "mips" in first.get("isa", "") or ("system type" in first and "cpu model" in first):
+        return _mips(lines, first, threads)
     if "loongson" in first.get("cpu family", "").lower():
         isa = [_OTHER_ISA[w] for w in first.get("features", "").split() if w in _OTHER_ISA]
         name, family = first.get("model name"), first.get("cpu family", "Loongson")
-        cores = ((family, max(threads, 1)),)
+        count = len(set(_cores_of(lines).values())) or 1
+        cores = ((family, count),)
         return CpuInfo("loongarch64", cores, threads, tuple(sorted(isa)), None, name, "name")
     return CpuInfo(None, (), threads, (), None, None, None)
+
+
+def unsupported(arch: str | None) -> str | None:
+    """Why edgeq's runtime cannot run on an architecture; None if it can, or if it is not known.
+
+    Args:
+        arch: as `platform.machine` says it.
+    """
+    if arch is None or arch.lower() in _RUNS_ON:
+        return None
+    bits = " (its 64-bit system, if it has one, can)" if arch in _NARROW else ""
+    return (
+        f"edgeq's runtime does not run on {arch}{bits}: its kernels are compiled by Numba, for "
+        "x86-64 and 64-bit ARM; a GGUF file that edgeq writes runs there with llama.cpp"
+    )
 
 
 # ARM
@@ -116,7 +142,7 @@ def _arm(text: str, lines: list[tuple[str, str]], first: dict[str, str], threads
         soc_by = "cores" if soc or guess else None
         soc = narrowed(soc, cores, guess) if soc else guess
     ordered = tuple(sorted(cores.items(), key=lambda item: rank(item[0]), reverse=True))
-    return CpuInfo(arch, ordered, threads, isa, board, soc, soc_by, by_cpu, ram)
+    return CpuInfo(arch, ordered, threads, isa, board, soc, soc_by, by_cpu, ram_bytes=ram)
 
 
 def _arm_cores(
@@ -159,7 +185,9 @@ def rank(core: str) -> tuple[int, str]:
     if number:
         small = number[2] in ("5", "7", "32", "34", "35", "53", "55", "510", "520")
         return (3 if number[1] == "X" else 1 if small else 2), core
-    return (1 if re.search(r"Silver|Nano|FTC310|Icestorm|Blizzard|Sawtooth", core) else 2), core
+    return (
+        1 if re.search(r"Silver|Nano|efficiency|FTC310|Icestorm|Blizzard|Sawtooth", core) else 2
+    ), core
 
 
 def _raspberry_pi(first: Mapping[str, str]) -> tuple[str | None, int | None]:
@@ -191,7 +219,8 @@ def _arm_names(
     if header and not model:
         model = header[1].strip()
     soc = None
-    for words in (model, fields.get("MSM Hardware"), hardware):
+    chip_words = (fields.get("model name"), fields.get("Processor"))
+    for words in (model, fields.get("MSM Hardware"), hardware, *chip_words):
         # every Raspberry Pi's kernel says BCM2835
         if words and soc is None and not (model and words.startswith("BCM2835")):
             soc = named(words)
@@ -206,25 +235,26 @@ def _arm_names(
 def _x86(lines: list[tuple[str, str]], first: dict[str, str], threads: int) -> CpuInfo:
     words = set(first["flags"].split())
     isa = tuple(sorted(ours for theirs, ours in X86_FLAGS.items() if theirs in words))
-    physical = dict(zip((v for k, v in lines if k == "processor"), _cores_of(lines), strict=False))
-    count = len(set(physical.values())) or max(threads, 1)
+    core_of = _cores_of(lines)
+    count = len(set(core_of.values())) or max(threads, 1)
     name = re.sub(r"\s+", " ", first.get("model name", "")) or None
     arch = "x86_64" if "lm" in words else "i686"
-    return CpuInfo(arch, (("x86-64", count),), threads, isa, None, name, "name" if name else None)
+    cores, by = (("x86-64", count),), "name" if name else None
+    return CpuInfo(arch, cores, threads, isa, None, name, by, core_of=core_of)
 
 
-def _cores_of(lines: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+def _cores_of(lines: Iterable[tuple[str, str]]) -> dict[int, tuple[str, str]]:
     """(package, core) of each logical processor, by its number where these are not told."""
-    cores: list[tuple[str, str]] = []
+    cores: dict[int, tuple[str, str]] = {}
     package, core, number = "", "", ""
     for key, value in [*lines, ("processor", "")]:
         if key == "processor":
-            if number:
-                cores.append((package, core or f"thread {number}"))
+            if number.isdigit():
+                cores[int(number)] = (package, core or f"thread {number}")
             package, core, number = "", "", value
-        elif key == "physical id":
+        elif key in ("physical id", "package"):
             package = value
-        elif key == "core id":
+        elif key in ("core id", "core"):
             core = value
     return cores
 
@@ -241,3 +271,14 @@ def _riscv(text: str, first: dict[str, str], threads: int) -> CpuInfo:
         soc_by = "cores"
     cores = ((uarch or first["isa"].split("_")[0], max(threads, 1)),)
     return CpuInfo("riscv64", cores, threads, isa, board, soc, soc_by)
+
+
+def _mips(lines: list[tuple[str, str]], first: dict[str, str], threads: int) -> CpuInfo:
+    arch = "mips64" if "mips64" in first.get("isa", "") else "mips"
+    count = len(set(_cores_of(lines).values())) or 1
+    model = re.sub(r"\s+", " ", first.get("cpu model", "")) or arch
+    # a chip's name, or the generic one of a kernel for several: "generic-loongson-machine"
+    system = first.get("system type", "")
+    soc = first.get("model name") or (None if not system or "generic" in system else system)
+    by = "name" if soc else None
+    return CpuInfo(arch, ((model, count),), threads, (), first.get("machine"), soc, by)

@@ -136,13 +136,11 @@ class Detected:
             peak = peak_int8_gops((c.core, c.count, c.ghz) for c in self.clusters)
             if peak or self.match == "tier":
                 facts["int8_gops"], sources["int8_gops"] = peak or (None, "")
-        room = [n for n in (self.available_bytes, self.cgroup_bytes, self.ram_bytes) if n]
         if self.ram_bytes:
-            facts |= {"ram_bytes": self.ram_bytes, "usable_bytes": min(room)}
+            facts |= {"ram_bytes": self.ram_bytes}
+            facts["usable_bytes"], sources["usable_bytes"] = self._usable(base)
         sources |= {name: f"detected: {self.sources.get(name, 'this machine')}" for name in facts
                     if name in ("clusters", "ram_bytes", "isa")}  # fmt: skip
-        if "usable_bytes" in facts:
-            sources["usable_bytes"] = "detected: the least of memory, free memory and cgroup limit"
         for name, value in (("read_gb_s", read_gb_s), ("int8_gops", int8_gops)):
             if value is not None:
                 facts[name], sources[name] = value, "measured: on this machine by edgeq"
@@ -154,6 +152,19 @@ class Detected:
         kept = {key: text for key, text in sources.items() if text}
         return replace(start, name="here", title=self.title or self.soc or "this machine",
                        soc=self.soc or start.soc, sources=kept, **facts)  # fmt: skip
+
+    def _usable(self, base: DeviceProfile | None) -> tuple[int, str]:
+        """What a process may hold of `ram_bytes`, and how that is known."""
+        ram = self.ram_bytes or 0
+        room = [n for n in (self.available_bytes, self.cgroup_bytes) if n]
+        if room:
+            source = "detected: the least of memory, free memory and cgroup limit"
+            return min(*room, ram), source
+        # a dump tells how much memory there is, not how much of it is free
+        if base and base.usable_bytes and base.ram_bytes:
+            share = base.usable_bytes / base.ram_bytes
+            return int(ram * share), f"estimate: the share of the memory that {base.name} has free"
+        return int(ram * 0.8), "estimate: 0.8 of the memory; a dump does not tell what is free"
 
 
 def detect(root: Path | str = "/", ask: Ask | None = None) -> Detected:
@@ -174,7 +185,7 @@ def detect(root: Path | str = "/", ask: Ask | None = None) -> Detected:
     facts: dict[str, Any] = {}
     sources = dict(detected.sources)
     ids = _identify(files, ask, detected, facts, sources)
-    clusters = _clock(files, info, detected.clusters, sources)
+    clusters = _clock(files, info, _hybrid(files, info, detected.clusters, sources), sources)
     if here:
         facts["threads"], sources["threads"] = available_cores(), "sched_getaffinity"
         if not detected.arch:
@@ -198,6 +209,7 @@ def detect_text(text: str, name: str = "the text") -> Detected:
             f"{name} is not text; give a copy of /proc/cpuinfo, an sbc-bench log, or a folder that "
             "holds copies of proc and sys"
         )
+    text = re.sub(r"\r\n?", "\n", text)
     if not is_log(text):
         return _matched(_from_cpuinfo(parse_cpuinfo(text), name), [])
     log = parse_log(text)
@@ -339,13 +351,42 @@ def _clock(
     if not clocks or not clusters:
         return clusters
     sources["clusters"] += f" and /{folder}"
-    if len(clusters) == 1 and not info.by_cpu:  # x86, where several threads are one core
+    if not info.by_cpu and len(clusters) == 1:  # x86, where several threads are one core
         return (replace(clusters[0], ghz=max(clocks.values())),)
+    if not info.by_cpu:
+        ghz = {
+            c.core: max((clocks.get(n, 0) for n in _hybrid_cpus(files, c.core)), default=0)
+            for c in clusters
+        }
+        return tuple(replace(c, ghz=ghz[c.core] or None) for c in clusters)
     if sum(c.count for c in clusters) != len(info.by_cpu):
         return clusters
     counted = Counter((core, clocks.get(cpu)) for cpu, core in info.by_cpu.items())
     known = [Cluster(core, count, ghz) for (core, ghz), count in counted.items()]
     return tuple(sorted(known, key=lambda c: (rank(c.core), c.ghz or 0), reverse=True))
+
+
+_HYBRID = {"Intel performance": "cpu_core", "Intel efficiency": "cpu_atom"}
+"""Types of cores of hybrid Intel processors -> their performance counters below /sys/devices."""
+
+
+def _hybrid_cpus(files: _Files, core: str) -> list[int]:
+    """The logical processors of a type in `_HYBRID`."""
+    return _numbers(files.text(f"sys/devices/{_HYBRID[core]}/cpus") or "")
+
+
+def _hybrid(
+    files: _Files, info: CpuInfo, clusters: tuple[Cluster, ...], sources: dict[str, str]
+) -> tuple[Cluster, ...]:
+    """Both types of cores of a hybrid Intel processor, which its cpuinfo does not distinguish."""
+    counts = {
+        core: len({info.core_of[cpu] for cpu in _hybrid_cpus(files, core) if cpu in info.core_of})
+        for core in _HYBRID
+    }
+    if not all(counts.values()) or sum(counts.values()) != sum(c.count for c in clusters):
+        return clusters
+    sources["clusters"] += " and /sys/devices/cpu_core, cpu_atom"
+    return tuple(Cluster(core, count) for core, count in counts.items())
 
 
 def _memory(files: _Files, sources: dict[str, str]) -> dict[str, Any]:
@@ -364,7 +405,7 @@ def _memory(files: _Files, sources: dict[str, str]) -> dict[str, Any]:
         level, kind = files.number(f"{index}/level"), files.text(f"{index}/type")
         if size and level and kind:
             nbytes = int(size[1]) << (10 if size[2] == "K" else 20)
-            shared = _count(files.text(f"{index}/shared_cpu_list") or "")
+            shared = len(_numbers(files.text(f"{index}/shared_cpu_list") or ""))
             caches.append(Cache(level, kind.lower(), nbytes, shared))
     if caches:
         facts["caches"] = tuple(caches)
@@ -372,14 +413,15 @@ def _memory(files: _Files, sources: dict[str, str]) -> dict[str, Any]:
     return facts
 
 
-def _count(listed: str) -> int:
-    """How many processors a list such as ``0-3,8`` names."""
-    total = 0
+def _numbers(listed: str) -> list[int]:
+    """The processors that a list such as ``0-3,8`` names; 65,536 of a range at most."""
+    numbers: list[int] = []
     for part in filter(None, listed.split(",")):
         first, _, last = part.partition("-")
         if first.isdigit() and (last.isdigit() or not last):
-            total += int(last or first) - int(first) + 1
-    return total
+            stop = min(int(last or first), int(first) + (1 << 16) - 1)
+            numbers += range(int(first), stop + 1)
+    return numbers
 
 
 def _state(files: _Files, ask: Ask, sources: dict[str, str]) -> dict[str, Any]:
@@ -436,5 +478,6 @@ def _darwin(ask: Ask) -> Detected:
 def _matched(detected: Detected, ids: Sequence[str]) -> Detected:
     """Add the profile that fits best."""
     texts = [text for text in (*ids, detected.title, detected.soc) if text]
-    name, how = best_profile(texts, detected.soc, detected.arch, detected.isa, detected.ram_bytes)
+    name, how = best_profile(texts, detected.soc, detected.arch, detected.isa, detected.ram_bytes,
+                             detected.cores)  # fmt: skip
     return replace(detected, profile=name, match=how)

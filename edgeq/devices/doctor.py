@@ -18,7 +18,7 @@ from pathlib import Path
 from edgeq.core.cache import cache_home
 from edgeq.core.cpu import available_cores
 from edgeq.core.progress import Progress
-from edgeq.devices.cpuinfo import rank
+from edgeq.devices.cpuinfo import rank, unsupported
 from edgeq.devices.detect import Detected
 from edgeq.devices.installed import EXTRAS, PURPOSES, REQUIRED, State, installed, unavailable
 
@@ -92,7 +92,8 @@ def _system(detected: Detected) -> Check:
     arch = platform.machine() or detected.arch or "unknown"
     text = f"{platform.system()} {platform.release()}, {arch}, {64 if wide else 32}-bit Python"
     if wide:
-        return Check("system", True, text, needed=True)
+        reason = unsupported(arch)
+        return Check("system", reason is None, text, reason or "", needed=True)
     return Check(
         "system", False, text,
         "the kernels need a 64-bit system: install the 64-bit edition (of Raspberry Pi OS on a "

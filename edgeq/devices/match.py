@@ -10,7 +10,12 @@ from edgeq.devices.profile import DeviceProfile, find, names
 
 
 def best_profile(
-    ids: Iterable[str], soc: str | None, arch: str | None, isa: Iterable[str], ram: int | None
+    ids: Iterable[str],
+    soc: str | None,
+    arch: str | None,
+    isa: Iterable[str],
+    ram: int | None,
+    cores: int | None = None,
 ) -> tuple[str | None, str | None]:
     """The profile that fits best, and how it was found.
 
@@ -20,6 +25,8 @@ def best_profile(
         arch: as `platform.machine` says.
         isa: instruction sets.
         ram: bytes of memory, which tells variants of a device apart.
+        cores: how many there are. A chip is sold with several numbers of cores, and memory of
+            several widths belongs to them, so a device with another number says nothing.
 
     Returns:
         A name, and "device" if it is this device's own profile, "chip" if it is of another
@@ -32,7 +39,8 @@ def best_profile(
     ]
     if own:
         return _nearest(own, ram), "device"
-    same = [p for p in profiles if p.soc and soc and p.soc.lower() in _spellings(soc)]
+    same = [p for p in profiles if p.soc and soc and p.soc.lower() in _spellings(soc)
+            and (cores is None or cores == p.cores)]  # fmt: skip
     if same:
         return _nearest(same, ram), "chip"
     have = set(isa)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edgeq.cli import main
 from edgeq.core.errors import DeviceError
 from edgeq.devices.cores import CORES, PARTS, common_isa, core_name, peak_int8_gops
+from edgeq.devices.cpuinfo import unsupported
 from edgeq.devices.detect import Detected, detect, detect_text
 from edgeq.devices.profile import Cluster, find
 from edgeq.devices.socs import named
@@ -190,6 +191,176 @@ def test_damaged_text_is_no_crash(text: str, random: Random) -> None:
     found.as_profile().to_toml()
 
 
+def test_line_ends_of_windows_change_nothing() -> None:
+    rk3399 = "".join(cpu(i, 0xD03 if i < 4 else 0xD08, features=V8, bogomips="48.00")
+                     for i in range(6))  # fmt: skip
+    for text in (PI5, rk3399, X86.format(n=0, core=0)):
+        assert detect_text(text.replace("\n", "\r\n")) == detect_text(text)
+    assert detect_text(rk3399).soc == "Rockchip RK3399"
+
+
+@pytest.mark.parametrize(
+    ("model", "chip"),
+    [
+        ("Raspberry Pi Model B Rev 2", "Broadcom BCM2835"),
+        ("Raspberry Pi Zero W Rev 1.1", "Broadcom BCM2835"),
+        ("Raspberry Pi Compute Module Rev 1.0", "Broadcom BCM2835"),
+        ("Raspberry Pi 2 Model B Rev 1.1", "Broadcom BCM2836"),
+        ("Raspberry Pi 2 Model B Rev 1.2", "Broadcom BCM2837"),
+        ("Raspberry Pi 3 Model B Rev 1.2", "Broadcom BCM2837"),
+        ("Raspberry Pi 3 Model A Plus Rev 1.0", "Broadcom BCM2837B0"),
+        ("Raspberry Pi Compute Module 3 Rev 1.0", "Broadcom BCM2837"),
+        ("Raspberry Pi Compute Module 3 Plus Rev 1.0", "Broadcom BCM2837B0"),
+        ("Raspberry Pi Zero 2 W Rev 1.0", "Broadcom BCM2710A1"),
+        ("Raspberry Pi Compute Module 4 Rev 1.1", "Broadcom BCM2711"),
+        ("Raspberry Pi 400 Rev 1.0", "Broadcom BCM2711"),
+        ("Raspberry Pi Compute Module 5 Lite Rev 1.0", "Broadcom BCM2712"),
+    ],
+)
+def test_the_chip_of_every_raspberry_pi(model: str, chip: str) -> None:
+    text = cpu(0, 0xD03, features=V8) + f"Hardware\t: BCM2835\nModel\t\t: {model}\n"
+    found = detect_text(text)
+    assert (found.title, found.soc) == (model, chip)
+
+
+def test_a_chip_shared_with_others_is_not_named_alone() -> None:
+    old = "".join(cpu(i, 0xC07, "0x0 3", "half neon vfpv4", "26.00") for i in range(4))
+    mediatek = detect_text(old + "Hardware\t: Mediatek Cortex-A7 (Device Tree)\n")
+    assert mediatek.soc == "MediaTek MT6580 or MT7623"
+    assert detect_text(old + "Hardware\t: bigfish\n").soc == "HiSilicon Hi3796 or Hi3798"
+    a53 = detect_text("".join(cpu(i, 0xD03, "0x0 4", V8, "48.00") for i in range(4)))
+    for chip in ("H616", "A113X", "RK3528", "RK3328", "another"):
+        assert chip in (a53.soc or ""), chip
+    a35 = detect_text("".join(cpu(i, 0xD04, "0x0 2", V8, "48.00") for i in range(4)))
+    assert "RK3308" in (a35.soc or "")
+    assert "another" in (a35.soc or "")
+
+
+def test_a_core_that_only_its_variant_tells() -> None:
+    def server(variant: int) -> str:
+        one = cpu(0, 0, f"{variant:#x} 2", V8, "80.00")
+        return one.replace("CPU implementer\t: 0x41", "CPU implementer\t: 0x50")
+
+    assert detect_text(server(0)).soc == "Applied Micro X-Gene"
+    assert detect_text(server(3)).soc == "Ampere eMAG"
+
+
+def test_a_chip_in_the_processor_s_name() -> None:
+    text = cpu(0, 0x862, features=V82).replace("0x41", "0x70")
+    assert detect_text(text).soc is None
+    found = detect_text("model name\t: Phytium,D2000/8 E8C\n" + text)
+    assert found.soc == "Phytium D2000"
+
+
+@pytest.mark.parametrize(
+    ("cores", "chip", "profile", "match"),
+    [
+        (6, "NVIDIA Orin (T234)", "jetson-orin-nano", "chip"),
+        (8, "NVIDIA Orin (T234)", "jetson-orin-nx", "chip"),
+        (12, "NVIDIA Orin (T234)", "jetson-agx-orin", "chip"),
+        (10, "NVIDIA Orin (T234)", "phone-mid", "tier"),
+    ],
+)
+def test_a_device_of_the_same_chip_has_as_many_cores(
+    cores: int, chip: str, profile: str, match: str
+) -> None:
+    text = "".join(cpu(i, 0xD42, "0x0 1", V82, "62.50") for i in range(cores))
+    found = detect_text(text)
+    assert (found.soc, found.profile, found.match) == (chip, profile, match)
+
+
+LOONGSON = """processor\t\t: {n}
+package\t\t\t: 0
+core\t\t\t: {core}
+cpu family\t\t: Loongson-64bit
+model name\t\t: Loongson-3A6000
+isa\t\t\t: loongarch32 loongarch64
+features\t\t: cpucfg lam ual fpu lsx lasx
+
+"""
+MIPS = """system type\t\t: {system}
+machine\t\t\t: {machine}
+processor\t\t: 0
+cpu model\t\t: {model}
+{name}BogoMIPS\t\t: 1196.85
+isa\t\t\t: {isa}
+package\t\t\t: 0
+core\t\t\t: 0
+
+processor\t\t: 1
+cpu model\t\t: {model}
+{name}BogoMIPS\t\t: 1196.85
+isa\t\t\t: {isa}
+package\t\t\t: 0
+core\t\t\t: 1
+"""
+
+
+def test_loongson_counts_cores_not_threads() -> None:
+    text = "".join(LOONGSON.format(n=n, core=n // 2) for n in range(8))
+    found = detect_text(text)
+    assert (found.arch, found.soc, found.threads, found.cores) == (
+        "loongarch64", "Loongson-3A6000", 8, 4
+    )  # fmt: skip
+
+
+def test_mips_and_others_are_named_and_said_not_to_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ci20 = MIPS.format(system="JZ4780", machine="imgtec,ci20", name="",
+                       model="Ingenic JZRISC V4.15", isa="mips1 mips32r2")  # fmt: skip
+    found = detect_text(ci20)
+    assert (found.arch, found.title, found.soc, found.cores, found.match) == (
+        "mips", "imgtec,ci20", "JZ4780", 2, None
+    )  # fmt: skip
+    loongson = MIPS.format(system="generic-loongson-machine", machine="loongson,generic",
+                           name="model name\t\t: Loongson-3A R3 (Loongson-3A3000) @ 1400MHz\n",
+                           model="Loongson-3 V0.9", isa="mips1 mips64r2")  # fmt: skip
+    found = detect_text(loongson)
+    assert found.arch == "mips64"
+    assert "3A3000" in (found.soc or "")
+    harts = detect_text("hart\t: 0\nisa\t: rv64imafdc\n\nhart\t: 1\nisa\t: rv64imafdc\n")
+    assert (harts.arch, harts.cores) == ("riscv64", 2)
+    for arch in ("mips", "riscv64", "loongarch64", "armv7l"):
+        assert "llama.cpp" in (unsupported(arch) or "")
+    for runs in ("x86_64", "aarch64", "arm64", "AMD64", None):
+        assert unsupported(runs) is None
+    path = tmp_path / "cpuinfo"
+    path.write_text(ci20)
+    assert main(["devices", "detect", "--from", str(path)]) == 0
+    assert "does not run on mips" in capsys.readouterr().out
+
+
+def test_both_types_of_cores_of_a_hybrid_intel_processor(tmp_path: Path) -> None:
+    # two performance cores of two threads, four efficiency cores of one
+    threads = [(0, 0), (1, 0), (2, 1), (3, 1), *((n, n) for n in range(4, 8))]
+    tree = {
+        "proc/cpuinfo": "".join(X86.format(n=n, core=core) for n, core in threads),
+        "sys/devices/cpu_core/cpus": "0-3", "sys/devices/cpu_atom/cpus": "4-7",
+    }  # fmt: skip
+    for n, _ in threads:
+        policy = f"sys/devices/system/cpu/cpufreq/policy{n}"
+        tree[f"{policy}/related_cpus"] = str(n)
+        tree[f"{policy}/cpuinfo_max_freq"] = "5000000" if n < 4 else "3800000"
+    found = detect(machine(tmp_path, tree))
+    assert found.clusters == (
+        Cluster("Intel performance", 2, 5.0), Cluster("Intel efficiency", 4, 3.8)
+    )  # fmt: skip
+    assert (found.cores, "cpu_atom" in found.sources["clusters"]) == (6, True)
+    # lists that do not name every processor tell nothing
+    tree["sys/devices/cpu_atom/cpus"] = "4-5"
+    (tmp_path / "other").mkdir()
+    assert [c.core for c in detect(machine(tmp_path / "other", tree)).clusters] == ["x86-64"]
+
+
+def test_what_a_dump_leaves_free_is_an_estimate() -> None:
+    profile = detect_text(PI5).as_profile()
+    assert profile.ram_bytes == 4 << 30
+    assert (profile.usable_bytes or 0) < profile.ram_bytes
+    assert profile.usable_bytes == find("rpi5-4gb").usable_bytes
+    assert profile.sources["usable_bytes"].startswith("estimate")
+
+
 def test_what_is_no_text_is_refused() -> None:
     with pytest.raises(DeviceError, match=r"picture is not text.*sbc-bench log"):
         detect_text("\x89PNG\0\0", "picture")
@@ -348,7 +519,8 @@ def test_a_phone_s_files_tell_what_getprop_would(tmp_path: Path) -> None:
 
 
 def test_another_device_s_profile_is_called_so(tmp_path: Path) -> None:
-    tree = {"proc/cpuinfo": BOARD["proc/cpuinfo"], "proc/device-tree/model": "A board of our own",
+    tree = {"proc/cpuinfo": PI5.partition("Hardware")[0],
+            "proc/device-tree/model": "A board of our own",
             "proc/device-tree/compatible": "ours\0brcm,bcm2712"}  # fmt: skip
     found = detect(machine(tmp_path, tree))
     assert found.title == "A board of our own"
