@@ -14,7 +14,7 @@ MOST_CONTEXT = 1 << 24
 
 
 @dataclass(frozen=True)
-class Kind:
+class FieldKind:
     """A kind of value in JSON.
 
     Args:
@@ -34,23 +34,23 @@ def _positive(value: Any) -> bool:
     return type(value) is int and value > 0  # true and false are no numbers
 
 
-TEXT = Kind("a text", lambda value: isinstance(value, str))
-NAME = Kind("a text that is not empty", lambda value: isinstance(value, str) and value != "")
-TEXTS = Kind("a list of texts", _list_of(str))
-OBJECT = Kind("an object", lambda value: isinstance(value, dict))
-OBJECTS = Kind("a list of objects", _list_of(dict))
-LIST = Kind("a list", lambda value: isinstance(value, list))
-COUNT = Kind("a positive whole number", _positive)
-OPTIONAL_COUNT = Kind(
+TEXT = FieldKind("a text", lambda value: isinstance(value, str))
+NAME = FieldKind("a text that is not empty", lambda value: isinstance(value, str) and value != "")
+TEXTS = FieldKind("a list of texts", _list_of(str))
+OBJECT = FieldKind("an object", lambda value: isinstance(value, dict))
+OBJECTS = FieldKind("a list of objects", _list_of(dict))
+LIST = FieldKind("a list", lambda value: isinstance(value, list))
+COUNT = FieldKind("a positive whole number", _positive)
+OPTIONAL_COUNT = FieldKind(
     "a positive whole number or null", lambda value: value is None or _positive(value)
 )
-CONTEXT = Kind(
+CONTEXT = FieldKind(
     f"a whole number of 1 to {MOST_CONTEXT} tokens, or null",
     lambda value: value is None or (_positive(value) and value <= MOST_CONTEXT),
 )
 
 
-def checked_fields(data: Any, what: str, kinds: Mapping[str, Kind]) -> dict[str, Any]:
+def checked_fields(data: Any, what: str, kinds: Mapping[str, FieldKind]) -> dict[str, Any]:
     """The fields of a JSON object; lists become tuples.
 
     Args:
