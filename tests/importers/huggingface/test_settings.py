@@ -507,10 +507,7 @@ def test_layers_of_granite_4_that_are_not_attention(tmp_path: Path) -> None:
     with settings(folder, {"layer_types": ["full_attention", "linear_attention", "attention"]}):
         assert_refused(folder, "a layer of kind 'linear_attention'")
     with settings(folder, {"num_local_experts": 4}):
-        assert_refused(
-            folder,
-            "num_local_experts is 4, which edgeq cannot run; it runs models where num_local_experts is 0",
-        )
+        assert_refused(folder, "num_local_experts is 4, .* models where num_local_experts is 0$")
     with settings(folder, {"layer_types": ["attention"] * 3}):  # as published
         load(folder)
 
