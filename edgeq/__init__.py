@@ -22,10 +22,10 @@ nor any converter. Errors raised on purpose are `EdgeqError`s whose messages say
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeq._version import __version__
+from edgeq.core.exports import lazy_exports
 
 if TYPE_CHECKING:
     from edgeq.api.bench import bench, bench_graphs
@@ -77,13 +77,14 @@ if TYPE_CHECKING:
     from edgeq.packaging.verify import PackageReport, verify_package
     from edgeq.profiling import Measurement, Workload
     from edgeq.profiling.document import Document
-    from edgeq.quant import Recipe, Rule
     from edgeq.quant.decoder.calibrate import CalibrationStats
     from edgeq.quant.decoder.quantize import Summary
     from edgeq.quant.decoder.repack import RepackSummary, repack
     from edgeq.quant.decoder.sensitivity import Sensitivity
     from edgeq.quant.graph.summary import GraphSummary
     from edgeq.quant.presets import PRESETS
+    from edgeq.quant.recipe import Recipe
+    from edgeq.quant.rules import Rule
     from edgeq.quant.summary import QuantizationSummary
     from edgeq.runtime.chat_template import render_chat
     from edgeq.runtime.constraint import GrammarVocabulary
@@ -147,13 +148,14 @@ _HOMES = {
     "edgeq.packaging.verify": ("PackageReport", "verify_package"),
     "edgeq.profiling": ("Measurement", "Workload"),
     "edgeq.profiling.document": ("Document",),
-    "edgeq.quant": ("Recipe", "Rule"),
     "edgeq.quant.decoder.calibrate": ("CalibrationStats",),
     "edgeq.quant.decoder.quantize": ("Summary",),
     "edgeq.quant.decoder.repack": ("RepackSummary", "repack"),
     "edgeq.quant.decoder.sensitivity": ("Sensitivity",),
     "edgeq.quant.graph.summary": ("GraphSummary",),
     "edgeq.quant.presets": ("PRESETS",),
+    "edgeq.quant.recipe": ("Recipe",),
+    "edgeq.quant.rules": ("Rule",),
     "edgeq.quant.summary": ("QuantizationSummary",),
     "edgeq.runtime.chat_template": ("render_chat",),
     "edgeq.runtime.constraint": ("GrammarVocabulary",),
@@ -167,7 +169,6 @@ _HOMES = {
     "edgeq.serving.settings": ("ServerSettings",),
     "edgeq.sweeping": ("SweepResult",),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "PRESETS",
@@ -264,12 +265,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'edgeq' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_exports(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -8,7 +8,6 @@ with it, the first words of the included text, and questions in the model's chat
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -240,6 +239,8 @@ def _windows(
 def _cut(
     tokenizer: Tokenizer, text: str, raw: bytes, context: int, n_windows: int | None
 ) -> CalibrationText:
+    import hashlib  # the command line has this module's defaults and needs no digest
+
     from edgeq.quant.decoder.calibrate import cut_windows
 
     return cut_windows(

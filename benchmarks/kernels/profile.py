@@ -11,7 +11,6 @@ activations, one thread. Anything else that runs meanwhile spoils it.
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import time
 from pathlib import Path
@@ -19,19 +18,19 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
+from instructions import SCHEMES, instructions, scheme_named, section
 from numba import njit
 
 from edgeq.core.cpu import this_cpu
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK, QuantScheme
 from edgeq.importers.shapes import random_tensor
-from edgeq.quant.recipe import Recipe
 from edgeq.runtime.kernels import KERNEL, read_bandwidth
 from edgeq.runtime.kernels.abi import PackedWeights, Rows, group_shift
 from edgeq.runtime.kernels.dispatch import ISA
-from edgeq.runtime.kernels.jit import assembly, kernel_address, register_vector_ops
+from edgeq.runtime.kernels.jit import kernel_address, register_vector_ops
 from edgeq.runtime.kernels.matmul import call_kernel
-from edgeq.runtime.kernels.microkernel import ACT_BLOCK, Variant
+from edgeq.runtime.kernels.microkernel import ACT_BLOCK
 from edgeq.runtime.kernels.primitives import quantize_row
 
 register_vector_ops()
@@ -39,7 +38,6 @@ register_vector_ops()
 PLACES = {"L1": 16 << 10, "L2": 512 << 10, "L3": 12 << 20, "memory": 256 << 20}
 """Where weights come from -> how many bytes of them are gone through."""
 K = 2048
-SCHEMES = ("w4-g32", "w4-g32-palette", "w3-g32", "w8-channel")
 REPEATS, SECONDS = 7, 0.1
 _CHAIN = 4_000_000
 
@@ -62,25 +60,6 @@ def gigahertz() -> float:
     start = time.perf_counter()
     _chain(np.uint64(1), _CHAIN)
     return 3 * _CHAIN / (time.perf_counter() - start) / 1e9
-
-
-def instructions(scheme: QuantScheme) -> dict[str, int]:
-    """How often each instruction is in the inner loop, that is, for 16 rows x 32 columns."""
-    text = assembly(scheme, ISA, llvm.get_process_triple(), llvm.get_host_cpu_name())
-    name = Variant(scheme, 1).symbol
-    body = re.split(rf"^{name}:.*$", text, flags=re.M)[1].split(".Lfunc_end")[0].splitlines()
-    labels = {line.split(":")[0]: i for i, line in enumerate(body) if re.match(r"\.\w+:", line)}
-    jumps = [
-        (labels[found[1]], i)
-        for i, line in enumerate(body)
-        if (found := re.match(r"\s+[bj][\w.]*\s+(\.\w+)", line)) and labels.get(found[1], i) < i
-    ]
-    first, last = jumps[0]
-    found: dict[str, int] = {}
-    for line in body[first : last + 1]:
-        if match := re.match(r"\t([a-z]\w*)", line):
-            found[match[1]] = found.get(match[1], 0) + 1
-    return found
 
 
 def timed(scheme: QuantScheme, nbytes: int) -> tuple[float, float]:
@@ -149,12 +128,10 @@ def tables() -> str:
         "| weights | instructions a block | bytes | in | cycles | instructions a cycle | GB/s |",
         "| :--- | ---: | ---: | :--- | ---: | ---: | ---: |",
     ]
-    mixes = []
+    here = (ISA, llvm.get_process_triple(), llvm.get_host_cpu_name())
     for name in SCHEMES:
-        scheme = Recipe.named(name).default
-        assert isinstance(scheme, QuantScheme)
-        mix = instructions(scheme)
-        count = sum(mix.values())
+        scheme = scheme_named(name)
+        count = sum(instructions(scheme, *here).values())
         size = TILE * K_BLOCK * scheme.bits // 8
         size += 2 * TILE if scheme.group_size else 0
         for i, (place, nbytes) in enumerate(PLACES.items()):
@@ -162,13 +139,11 @@ def tables() -> str:
             head = [name, str(count), str(size)] if not i else ["", "", ""]
             cells = [*head, place, f"{cycles:.1f}", f"{count / cycles:.2f}", f"{size / ns:.1f}"]
             lines.append(f"| {' | '.join(cells)} |")
-        most = sorted(mix.items(), key=lambda item: -item[1])
-        mixes.append(f"- {name}: " + ", ".join(f"{n} `{what}`" for what, n in most))
     said = (
         "Where a block takes far more cycles from memory than from L1, the memory bounds the "
         "decoder, and no better code would make it faster: it waits for bytes."
     )
-    return "\n".join([*lines, "", said, "", "The inner loops:", "", *mixes, ""])
+    return "\n".join([*lines, "", said, "", section()])
 
 
 def main() -> None:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeq.core.cpu import available_cores
 from edgeq.core.errors import FormatError, UsageError
+from edgeq.core.memory import available_bytes
 from edgeq.core.progress import Progress
-from edgeq.devices import detect as detection
-from edgeq.devices.detect import Detected
 from edgeq.devices.model_header import ModelFacts, facts, facts_of, scheme_facts
-from edgeq.devices.planner import Plan
+from edgeq.devices.planner import Plan, needed_bytes
 from edgeq.devices.planner import plan as plan_on
 from edgeq.devices.profile import DeviceProfile, find, names
 from edgeq.formats.schemes import FloatScheme
 from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
 from edgeq.model.rotary import default_context
-from edgeq.profiling import read_bandwidth
+
+if TYPE_CHECKING:
+    from edgeq.devices.detect import Detected
 
 THIS = "this"
 """The device that is this machine."""
@@ -65,6 +66,8 @@ def detect(source: str | Path | None = None) -> Detected:
         >>> edgeq.detect().cores >= 1
         True
     """
+    from edgeq.devices import detect as detection
+
     if source is None:
         return detection.detect()
     place = Path(source)
@@ -89,6 +92,7 @@ def measure_machine(
     Returns:
         GB/s by number of threads, and billions of INT8 operations per second of all cores.
     """
+    from edgeq.profiling import read_bandwidth  # measuring alone needs it
     from edgeq.runtime.kernels import int8_throughput
 
     cores = min(cores or 1, available_cores())
@@ -113,9 +117,13 @@ def this_profile(
         measured: measure read bandwidth and integer throughput too, some seconds.
         progress: called before every measurement.
     """
+    # `run` and `chat` need it only where memory is short
+    from edgeq.devices import detect as detection
+
     detected = detection.detect()
     if not measured:
         return detected.as_profile()
+    from edgeq.profiling import read_bandwidth  # measuring alone needs it
     from edgeq.runtime.kernels import int8_throughput
 
     whole = detected.cores or available_cores()
@@ -222,15 +230,18 @@ def check_fits(
     Raises:
         DoesNotFitError: names what would fit.
     """
-    profile = this_profile(measured=False)
-    if profile.usable_bytes is None:
+    tokens = min(settings["context"] or default_context(model.config), model.config.context)
+    known = facts_of(model, name)
+    engine: dict[str, Any] = {
+        "context": tokens,
+        "kv_bits": settings["kv_bits"],
+        "threads": settings["threads"] or available_cores(),
+        "draft": None if draft is None else facts_of(draft, "the draft model"),
+    }
+    # never more than this machine's profile calls usable, and read without naming the machine
+    free = available_bytes()
+    if free is not None and needed_bytes(known, **engine) <= free:
         return
-    tokens = settings["context"] or default_context(model.config)
-    plan_on(
-        facts_of(model, name),
-        profile,
-        context=min(tokens, model.config.context),
-        kv_bits=settings["kv_bits"],
-        threads=settings["threads"] or available_cores(),
-        draft=None if draft is None else facts_of(draft, "the draft model"),
-    ).require()
+    profile = this_profile(measured=False)
+    if profile.usable_bytes is not None:
+        plan_on(known, profile, **engine).require()

@@ -8,38 +8,32 @@ import io
 import os
 import sys
 import traceback
+from collections import UserDict
 from collections.abc import Sequence
+from importlib import import_module
 
 import click
 
 from edgeq._version import __version__
 from edgeq.cli import render
-from edgeq.cli.bench import bench
-from edgeq.cli.calibrate import calibrate
-from edgeq.cli.chat import chat
-from edgeq.cli.convert import convert
-from edgeq.cli.demo import demo
-from edgeq.cli.devices import devices
-from edgeq.cli.doctor import doctor
-from edgeq.cli.evaluation import evaluation
-from edgeq.cli.inspect import inspect
 from edgeq.cli.options import CONTEXT_SETTINGS, debug_option, debugging
-from edgeq.cli.package import package
-from edgeq.cli.perplexity import perplexity
-from edgeq.cli.plan import plan
-from edgeq.cli.profile import profile
-from edgeq.cli.quantize import quantize
-from edgeq.cli.report import report
-from edgeq.cli.run import run
-from edgeq.cli.sensitivity import sensitivity
-from edgeq.cli.serve import serve
 from edgeq.cli.signals import Terminated, ending_signals
-from edgeq.cli.sweep import sweep
-from edgeq.cli.validate import validate
-from edgeq.cli.warmup import warmup
 from edgeq.core.errors import EdgeqError
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+
+
+class Commands(UserDict[str, "click.Command | str"]):
+    """The commands by name. The module of one is imported when it is asked for, so that a command
+    starts without the others; each is given as the name of its module, in which it has that name
+    too."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        found = self.data[name]
+        if isinstance(found, str):
+            found = self.data[name] = getattr(import_module(f"edgeq.cli.{found}"), found)
+        assert isinstance(found, click.Command)
+        return found
 
 
 class OrderedGroup(click.Group):
@@ -52,6 +46,29 @@ class OrderedGroup(click.Group):
 
 @click.group(
     cls=OrderedGroup,
+    commands=Commands(
+        demo="demo",
+        quantize="quantize",
+        inspect="inspect",
+        plan="plan",
+        run="run",
+        chat="chat",
+        serve="serve",
+        bench="bench",
+        profile="profile",
+        report="report",
+        perplexity="perplexity",
+        eval="evaluation",
+        calibrate="calibrate",
+        sensitivity="sensitivity",
+        sweep="sweep",
+        convert="convert",
+        validate="validate",
+        package="package",
+        devices="devices",
+        warmup="warmup",
+        doctor="doctor",
+    ),
     context_settings=CONTEXT_SETTINGS,
     epilog="Every option can also be set by an environment variable: EDGEQ_RUN_THREADS=2 is "
     "`edgeq run --threads 2`. EDGEQ_MODEL, EDGEQ_THREADS, EDGEQ_CTX_SIZE, EDGEQ_KV_BITS and "
@@ -63,30 +80,6 @@ def cli() -> None:
 
 
 cli.params.append(debug_option())
-for _command in (
-    demo,
-    quantize,
-    inspect,
-    plan,
-    run,
-    chat,
-    serve,
-    bench,
-    profile,
-    report,
-    perplexity,
-    evaluation,
-    calibrate,
-    sensitivity,
-    sweep,
-    convert,
-    validate,
-    package,
-    devices,
-    warmup,
-    doctor,
-):
-    cli.add_command(_command)
 
 
 def main(args: Sequence[str] | None = None) -> int:

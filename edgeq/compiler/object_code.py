@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import llvmlite
 import llvmlite.binding as llvm
-from llvmlite import ir
 
 from edgeq.core.cache import cache_home
 from edgeq.core.errors import EdgeqError
+
+if TYPE_CHECKING:
+    from llvmlite import ir
 
 _engines: list[Any] = []  # own the code that the addresses point to
 _DIGEST_BYTES = 32
@@ -99,10 +103,27 @@ def cache_folder(kernel: str, target: CompileTarget, sources: Iterable[Path]) ->
 def _digest(sources: tuple[Path, ...]) -> Any:
     """A digest of the compilers' versions, this package and further sources, which do not change
     while a process runs."""
-    digest = hashlib.sha256("|".join(map(version, ("numba", "llvmlite"))).encode())
+    digest = hashlib.sha256(f"{_numba_version()}|{llvmlite.__version__}".encode())
     for source in (*sorted(Path(__file__).parent.glob("*.py")), *sources):
         digest.update(source.read_bytes())
     return digest
+
+
+def _numba_version() -> str:
+    """The version of Numba, which is not imported: with a full cache it is not needed.
+
+    Read from Numba's own file where that states it, as importing `importlib.metadata` takes longer
+    than all else that finding a kernel in the cache takes.
+    """
+    spec = find_spec("numba")
+    if spec is not None and spec.origin is not None:
+        with contextlib.suppress(OSError):
+            text = Path(spec.origin).with_name("_version.py").read_text("utf-8")
+            if stated := re.search(r'"version": "([^"]+)"', text):
+                return stated[1]
+    from importlib.metadata import version
+
+    return version("numba")
 
 
 def cached(path: Path, make: Callable[[], bytes]) -> bytes:

@@ -9,12 +9,14 @@
     encoding       which integer type of a target holds a tensor's integers exactly
     ort/ tflite/ coreml/ gguf/    the targets
 
-To add a target, see ``docs/extending.md``.
+To add a target, see ``docs/extending.md``. Names that the table of targets does not need are
+loaded when they are first used.
 """
 
-from edgeq.converters.options import Options
-from edgeq.converters.runners import DecoderRunner, GraphRunner
-from edgeq.converters.stored import StoredWeight
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from edgeq.converters.target import DecoderTarget, GraphTarget, Target
 from edgeq.converters.targets import (
     TARGETS,
@@ -25,9 +27,24 @@ from edgeq.converters.targets import (
     target_named,
     target_of,
 )
+from edgeq.core.exports import lazy_exports
+
+if TYPE_CHECKING:
+    from edgeq.converters.options import Options
+    from edgeq.converters.runners import DecoderRunner, GraphRunner
+    from edgeq.converters.stored import StoredWeight
 
 __all__ = [
     "TARGETS", "DecoderRunner", "DecoderTarget", "GraphRunner", "GraphTarget", "Options",
     "StoredWeight", "Target", "graph_target", "open_graph", "register", "require_target",
     "target_named", "target_of",
 ]  # fmt: skip
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "edgeq.converters.options": ("Options",),
+        "edgeq.converters.runners": ("DecoderRunner", "GraphRunner"),
+        "edgeq.converters.stored": ("StoredWeight",),
+    },
+)

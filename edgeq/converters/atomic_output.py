@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from edgeq.converters.targets import TARGETS
 from edgeq.core.errors import EdgeqError, UsageError
-from edgeq.core.files import check_folder, no_room, refuse_special, sync_folder
+from edgeq.core.files import (
+    check_folder,
+    no_room,
+    refuse_special,
+    sync_folder,
+    temporary_name,
+)
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -46,7 +51,7 @@ def check_output(path: Path, force: bool) -> None:
 @contextlib.contextmanager
 def staging(path: Path) -> Iterator[Path]:
     """A hidden folder next to the output, which is removed at the end in any case."""
-    folder = path.absolute().parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    folder = path.absolute().parent / temporary_name(path)
     try:
         folder.mkdir()
         yield folder

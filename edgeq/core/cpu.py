@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import platform
@@ -109,6 +108,8 @@ def _arm_features() -> frozenset[str]:
     """Features from the kernel's hardware capabilities; LLVM's list lacks the dot product."""
     if sys.platform == "darwin":  # every Apple silicon Mac has both
         return frozenset({"asimdhp", "dotprod"})
+    import ctypes
+
     try:
         getauxval = ctypes.CDLL(None).getauxval
     except (OSError, AttributeError):

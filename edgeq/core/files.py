@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -50,6 +49,12 @@ def stand_in(head: bytes) -> str | None:
     """
     start = head.lstrip().lower()
     return next((words for mark, words in _STAND_INS if start.startswith(mark)), None)
+
+
+def temporary_name(path: Path) -> str:
+    """The hidden name under which a file or folder is made before it is renamed to its own:
+    ``.NAME.PID-RANDOM.tmp``."""
+    return f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
 
 
 def is_inside(name: Any) -> bool:
@@ -126,7 +131,7 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview], what: str) -> 
         EdgeqError: it cannot be written.
     """
     refuse_special(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(temporary_name(path))
     try:
         try:
             with temporary.open("xb") as file:

@@ -13,7 +13,6 @@ import contextlib
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +27,9 @@ from edgeq.devices.cores import peak_int8_gops
 from edgeq.devices.cpuinfo import CpuInfo, parse_cpuinfo, rank
 from edgeq.devices.dumps import is_log, parse_log
 from edgeq.devices.match import best_profile
-from edgeq.devices.meters.thermal import BITS, FIRMWARE_FLAGS, GET_THROTTLED, parse_throttled
 from edgeq.devices.profile import Cluster, DeviceProfile, find
 from edgeq.devices.socs import named
+from edgeq.devices.throttling import BITS, FIRMWARE_FLAGS, GET_THROTTLED, parse_throttled
 
 Ask = Callable[[Sequence[str]], str | None]
 """Runs a command and returns what it wrote, None if it is not there or failed."""
@@ -253,6 +252,8 @@ class _Files:
 def _run(command: Sequence[str]) -> str | None:
     if shutil.which(command[0]) is None:
         return None
+    import subprocess  # most machines have none of the commands
+
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_PATIENCE_S, check=True

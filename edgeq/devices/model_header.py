@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeq.formats.kept import KeptTensor, packed_nbytes, stored_type
 from edgeq.formats.schemes import FLOAT_TAGS, Scheme
@@ -17,7 +18,9 @@ from edgeq.importers import describe
 from edgeq.model.artifact_layout import TensorLayout
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
-from edgeq.quant.recipe import Recipe
+
+if TYPE_CHECKING:
+    from edgeq.quant.recipe import Recipe
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -104,8 +107,9 @@ class ModelFacts:
         Raises:
             SchemeError: bits is not possible.
         """
-        recipe = Recipe.from_options(bits=bits)
-        return self.quantized(recipe)
+        from edgeq.quant.recipe import Recipe  # a model as it is held needs no recipe
+
+        return self.quantized(Recipe.from_options(bits=bits))
 
     def quantized(self, recipe: Recipe) -> ModelFacts:
         """The model as a recipe would hold it."""

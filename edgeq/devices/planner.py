@@ -186,7 +186,7 @@ def plan(
     stored = facts if bits is None else facts.at_bits(bits)
     rates = sustained(profile, threads)
     memory = _Memory(config, kv_bits, threads, text, parallel, draft)
-    total = stored.weights_bytes + memory.beside(context)
+    total = memory.whole(stored, context)
     usable = profile.usable_bytes
     speed = Speed(stored, rates, kv_bits)
     decode = _per_second(speed.decode_seconds(0))
@@ -207,9 +207,7 @@ def plan(
         draft_bytes=memory.drafting,
         usable_bytes=usable,
         headroom_bytes=usable - total,
-        largest_context=_largest(
-            config.context, lambda n: stored.weights_bytes + memory.beside(n) <= usable
-        ),
+        largest_context=_largest(config.context, lambda n: memory.whole(stored, n) <= usable),
         highest_bits=_highest_bits(facts, usable - memory.beside(context)),
         prefill_tokens_per_s=_per_second(speed.prefill_seconds(prompt), prompt),
         decode_tokens_per_s=decode,
@@ -218,6 +216,26 @@ def plan(
         joules_per_token=profile.load_watts / decode if profile.load_watts and decode else None,
         assumptions=tuple(_assumptions(stored, profile, rates, bits, kv_bits, text)),
     )
+
+
+def needed_bytes(
+    facts: ModelFacts,
+    *,
+    context: int,
+    threads: int,
+    kv_bits: KvBits = 8,
+    draft: ModelFacts | None = None,
+) -> int:
+    """Bytes that a model takes on any device, as `plan` counts them.
+
+    Args:
+        facts: of the model.
+        context: tokens of context.
+        threads: of the engine.
+        kv_bits: of the cache.
+        draft: a small model that drafts tokens for it.
+    """
+    return _Memory(facts.config, kv_bits, threads, True, 1, draft).whole(facts, context)
 
 
 def budget_bytes(
@@ -280,6 +298,10 @@ class _Memory:
 
     def beside(self, context: int) -> int:
         return self.cache(context) + self.scratch(context) + self.process + self.drafting
+
+    def whole(self, facts: ModelFacts, context: int) -> int:
+        """All memory, with the weights as they are held."""
+        return facts.weights_bytes + self.beside(context)
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:

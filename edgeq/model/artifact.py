@@ -15,7 +15,6 @@ import json
 import math
 import mmap
 import os
-import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import EdgeqError, FormatError, SchemeError, check_type
-from edgeq.core.files import check_target, is_inside, sync_folder
+from edgeq.core.files import check_target, is_inside, sync_folder, temporary_name
 from edgeq.formats.packing import TILE, round_up
 from edgeq.formats.safetensors_file import SafetensorsFile, open_safetensors
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme, parse_scheme
@@ -85,7 +84,7 @@ class ArtifactWriter:
         self.size = self._header_size + sum(span.nbytes for span in self._spans.values())
         self._due = sum(tensor.nbytes for tensor in self._tensors.values())
         self._lock = threading.Lock()
-        name = f".{self.path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        name = temporary_name(self.path)
         self._temporary = folder / name if folder else self.path.with_name(name)
         self._fd = -1
         self._mapped: mmap.mmap | None = None

@@ -171,8 +171,14 @@ class ModelConfig:
     @property
     def ropes(self) -> tuple[RopeSpec, ...]:
         """The distinct rotary embeddings of queries and keys, in order of their first use."""
-        ropes = (block.rope for block in self.blocks if block.rope)
-        return tuple(dict.fromkeys(rope for both in ropes for rope in (both, both.for_keys)))
+        both = ((rope, rope.for_keys) for rope in self.block_ropes)
+        return tuple(dict.fromkeys(rope for pair in both for rope in pair))
+
+    @property
+    def block_ropes(self) -> tuple[RopeSpec, ...]:
+        """The distinct rotary embeddings that blocks name, in order of their first use: those of
+        queries, which a temperature may tell from those of keys."""
+        return tuple(dict.fromkeys(block.rope for block in self.blocks if block.rope))
 
     @property
     def rope_names(self) -> dict[RopeSpec, str]:

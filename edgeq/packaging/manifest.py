@@ -20,13 +20,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import FormatError
 from edgeq.core.files import is_inside
 from edgeq.packaging.blocks import MOST, FileBlock
+from edgeq.packaging.checked import (
+    CONTEXT,
+    LIST,
+    OBJECT,
+    OBJECTS,
+    TEXT,
+    TEXTS,
+    checked_fields,
+)
 from edgeq.packaging.tiers import Tier, check_tiers
 
 NAME = "manifest.json"
@@ -34,8 +43,6 @@ SCHEMA = "manifest.schema.json"
 VERSION = 2
 MOST_BYTES = 64 << 20
 """Longer manifests are refused."""
-MOST_CONTEXT = 1 << 24
-"""Forms with a longer context are refused."""
 _HASH = frozenset("0123456789abcdef")
 
 
@@ -104,31 +111,31 @@ class ModelVariant:
         Raises:
             FormatError: a field is missing, unknown or of another type.
         """
-        names = {one.name for one in fields(cls)}
-        if not isinstance(data, dict) or set(data) != names:
-            raise FormatError(f"a variant must have the fields {', '.join(sorted(names))}")
-        texts = (
-            "id", "form", "title", "target", "entry", "scheme", "devices", "certificate", "golden",
-        )  # fmt: skip
-        lists = ("files", "why", "memory", "speed", "assumptions")
-        known = (
-            all(isinstance(data[name], str) for name in texts)
-            and all(isinstance(data[name], list) for name in lists)
-            and all(isinstance(x, str) for n in ("files", "why", "assumptions") for x in data[n])
-            and all(isinstance(x, dict) for n in ("memory", "speed") for x in data[n])
-            and isinstance(data["requires"], dict)
-            and (data["context"] is None or type(data["context"]) is int)
-            and (data["context"] is None or 0 < data["context"] <= MOST_CONTEXT)
-        )
-        if not known:
-            raise FormatError(
-                f"the variant {data['id']!r} has a field of a wrong type, or a context that is not "
-                f"1 to {MOST_CONTEXT} tokens"
-            )
-        for path in (data["entry"], data["certificate"], data["golden"], *data["files"]):
+        values = checked_fields(data, "a variant", _VARIANT_KINDS)
+        for path in (values["entry"], values["certificate"], values["golden"], *values["files"]):
             check_path(path)
-        values: dict[str, Any] = {n: tuple(v) if n in lists else v for n, v in data.items()}
         return cls(**values)
+
+
+_VARIANT_KINDS = {
+    "id": TEXT,
+    "form": TEXT,
+    "title": TEXT,
+    "target": TEXT,
+    "entry": TEXT,
+    "files": TEXTS,
+    "scheme": TEXT,
+    "why": TEXTS,
+    "requires": OBJECT,
+    "devices": TEXT,
+    "certificate": TEXT,
+    "golden": TEXT,
+    "context": CONTEXT,
+    "memory": OBJECTS,
+    "speed": OBJECTS,
+    "assumptions": TEXTS,
+}
+"""The fields of a variant."""
 
 
 @dataclass(frozen=True)
@@ -208,15 +215,7 @@ class Manifest:
                 "the digest that it states"
             )
         del data["manifest"]
-        if set(data) != {one.name for one in fields(cls)}:
-            names = ", ".join(sorted(one.name for one in fields(cls)))
-            raise FormatError(f"{NAME} does not have exactly the fields {names}")
-        for name, kind in (
-            ("name", str), ("platform", str), ("kind", str), ("edgeq", str), ("model", dict),
-            ("variants", list), ("tiers", list), ("versions", dict), ("files", dict),
-        ):  # fmt: skip
-            if not isinstance(data[name], kind):
-                raise FormatError(f"{NAME}: {name} is not a {kind.__name__}")
+        data = checked_fields(data, NAME, _MANIFEST_KINDS)
         variants = tuple(map(ModelVariant.from_dict, data.pop("variants")))
         tiers = tuple(map(Tier.from_dict, data.pop("tiers")))
         files = {path: _entry(path, entry) for path, entry in data.pop("files").items()}
@@ -271,6 +270,20 @@ class Manifest:
             )
         except FormatError as err:
             raise FormatError(f"{NAME}: {err}") from err
+
+
+_MANIFEST_KINDS = {
+    "name": TEXT,
+    "platform": TEXT,
+    "kind": TEXT,
+    "edgeq": TEXT,
+    "model": OBJECT,
+    "variants": LIST,
+    "tiers": LIST,
+    "versions": OBJECT,
+    "files": OBJECT,
+}
+"""The fields of a manifest beside its version and digest."""
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -8,10 +8,11 @@ the model is opened.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from edgeq.core.errors import FormatError
+from edgeq.packaging.checked import COUNT, NAME, OPTIONAL_COUNT, TEXTS, checked_fields
 
 PLAN = "edgeq plan"
 """The source of figures for language models. Nothing was measured on a device."""
@@ -55,24 +56,22 @@ class Tier:
         Raises:
             FormatError: a field is missing, unknown or of another type.
         """
-        names = {one.name for one in fields(cls)}
-        if not isinstance(data, dict) or set(data) != names:
-            raise FormatError(f"a tier must have the fields {', '.join(sorted(names))}")
-        texts = ("id", "variant", "entry", "compute_units", "by")
-        numbers = {
-            name: data[name] for name in ("context", "threads", "needed_bytes", "least_ram_bytes")
-        }
-        known = (
-            all(isinstance(data[name], str) and data[name] for name in texts)
-            and all(value is None or (type(value) is int and value > 0)
-                    for value in numbers.values())
-            and data["needed_bytes"] is not None
-            and isinstance(data["devices"], list)
-            and all(isinstance(one, str) for one in data["devices"])
-        )  # fmt: skip
-        if not known:
-            raise FormatError(f"the tier {data['id']!r} has a field of a wrong type")
-        return cls(**data | {"devices": tuple(data["devices"])})
+        return cls(**checked_fields(data, "a tier", _KINDS))
+
+
+_KINDS = {
+    "id": NAME,
+    "variant": NAME,
+    "entry": NAME,
+    "context": OPTIONAL_COUNT,
+    "compute_units": NAME,
+    "threads": OPTIONAL_COUNT,
+    "needed_bytes": COUNT,
+    "least_ram_bytes": OPTIONAL_COUNT,
+    "devices": TEXTS,
+    "by": NAME,
+}
+"""The fields of a tier."""
 
 
 def check_tiers(

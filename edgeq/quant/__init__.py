@@ -8,14 +8,21 @@ rounders      the arithmetic of one matrix: rtn, mse, palette, gptq
 decoder       language models
 graph         graphs of operators
 training      weights trained through their rounding
+
+Names are loaded when they are first used: a plan needs recipes, and nothing that rounds.
 """
 
 from __future__ import annotations
 
-from edgeq.quant.decoder.quantize import Summary, TensorSummary, quantize_model
-from edgeq.quant.recipe import Recipe
-from edgeq.quant.rounders.rounding import METHODS, quantize_tensor
-from edgeq.quant.rules import Rule
+from typing import TYPE_CHECKING
+
+from edgeq.core.exports import lazy_exports
+
+if TYPE_CHECKING:
+    from edgeq.quant.decoder.quantize import Summary, TensorSummary, quantize_model
+    from edgeq.quant.recipe import Recipe
+    from edgeq.quant.rounders.rounding import METHODS, quantize_tensor
+    from edgeq.quant.rules import Rule
 
 __all__ = [
     "METHODS",
@@ -26,3 +33,13 @@ __all__ = [
     "quantize_model",
     "quantize_tensor",
 ]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "edgeq.quant.decoder.quantize": ("Summary", "TensorSummary", "quantize_model"),
+        "edgeq.quant.recipe": ("Recipe",),
+        "edgeq.quant.rounders.rounding": ("METHODS", "quantize_tensor"),
+        "edgeq.quant.rules": ("Rule",),
+    },
+)

@@ -22,12 +22,19 @@ from edgeq.cli import main
 from edgeq.core import memory
 from edgeq.core.errors import DoesNotFitError, UsageError
 from edgeq.devices.model_header import ModelFacts, facts, facts_of, scheme_facts
-from edgeq.devices.planner import PROCESS_BYTES, TOKENIZER_BYTES, budget_bytes, plan
+from edgeq.devices.planner import (
+    PROCESS_BYTES,
+    TOKENIZER_BYTES,
+    budget_bytes,
+    needed_bytes,
+    plan,
+)
 from edgeq.devices.profile import Cluster, DeviceProfile, find
 from edgeq.devices.roofline import DECODE_SHARE, Speed, positions_seen, sustained
 from edgeq.formats.schemes import FloatScheme
 from edgeq.importers.shapes import SHAPES
 from edgeq.model import artifact
+from edgeq.model.kv_bits import KvBits
 from edgeq.model.memory_layout import (
     cache_length,
     draft_bytes,
@@ -497,6 +504,18 @@ def test_wrong_questions_to_the_command(capsys: pytest.CaptureFixture[str]) -> N
     assert "1 to 512 tokens" in long
 
 
+@pytest.mark.parametrize("kv_bits", [4, 8, 16])
+@pytest.mark.parametrize("drafted", [False, True])
+def test_what_run_compares_with_free_memory_is_the_plan_s_total(
+    kv_bits: KvBits, drafted: bool
+) -> None:
+    known = facts(DEMO)
+    engine: dict[str, Any] = {
+        "context": 300, "threads": 2, "kv_bits": kv_bits, "draft": known if drafted else None,
+    }  # fmt: skip
+    assert needed_bytes(known, **engine) == plan(known, device(9000), **engine).total_bytes
+
+
 @pytest.mark.parametrize("verb", ["run", "chat"])
 def test_what_cannot_fit_is_not_run(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -519,6 +538,7 @@ def test_force_runs_it_all_the_same(
 
     small = replace(devices.this_profile(measured=False), usable_bytes=64 << 20)
     monkeypatch.setattr(devices, "this_profile", lambda **_: small)
+    monkeypatch.setattr(devices, "available_bytes", lambda: 64 << 20)
     args = ("run", DEMO, "-p", "Once", "-n", 2, "-t", 1)
     assert "has 64 MiB usable" in said(capsys, *args, code=1)
     assert said(capsys, *args, "--force").startswith("Once")
@@ -538,6 +558,7 @@ def test_a_draft_model_is_counted_too(
     room = alone.total_bytes + beside - 1
     small = replace(devices.this_profile(measured=False), usable_bytes=room)
     monkeypatch.setattr(devices, "this_profile", lambda **_: small)
+    monkeypatch.setattr(devices, "available_bytes", lambda: room)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     args = (verb, model, *(("-p", "Once", "-n", 2) if verb == "run" else ()), "-t", 1, "-c", 512)
     said(capsys, *args)

@@ -224,6 +224,10 @@ class MilGraph(AttentionOnly):
         cap = c.attn_softcap
         fused = self.s.target == "ios18" and cap is None
         scale = c.attn_scale * (math.sqrt(c.head_dim) if fused else 1.0)
+        if cap is not None:
+            scale /= (
+                cap  # here in the wide type: as float16, 1 / cap is off by up to 5e-4 of itself
+            )
         if not math.isclose(scale, 1):
             q = self.mb.mul(x=q, y=self._number(scale))
         q = self.mb.reshape(x=self._narrow(q), shape=[t, c.kv_heads, c.group, c.head_dim])
@@ -240,7 +244,7 @@ class MilGraph(AttentionOnly):
         else:
             scores = self.mb.matmul(x=q, y=keys, transpose_y=True)
             if cap is not None:
-                scores = self._capped(scores, cap)
+                scores = self._times_tanh(scores, cap)
             scores = self.mb.add(x=scores, y=mask)
             out = self.mb.matmul(x=self.mb.softmax(x=scores, axis=-1), y=values)
         out = self.mb.reshape(x=out, shape=[c.kv_heads, c.group, t, c.head_dim])
@@ -265,11 +269,11 @@ class MilGraph(AttentionOnly):
 
     def capped(self, name: str, x: Var, cap: float) -> Var:
         """cap * tanh(x / cap), in its own type."""
-        return _named(self._capped(x, cap), name)
+        part = self.mb.mul(x=x, y=self._number_like(x, 1 / cap))
+        return _named(self._times_tanh(part, cap), name)
 
-    def _capped(self, x: Var, cap: float) -> Var:
-        part = self.mb.tanh(x=self.mb.mul(x=x, y=self._number_like(x, 1 / cap)))
-        return self.mb.mul(x=part, y=self._number_like(x, cap))
+    def _times_tanh(self, x: Var, cap: float) -> Var:
+        return self.mb.mul(x=self.mb.tanh(x=x), y=self._number_like(x, cap))
 
     def logits(self, name: str, x: Var, weight: str) -> Var:
         """The logits of the row that is asked for: float32 [1, V]."""

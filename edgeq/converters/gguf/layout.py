@@ -73,7 +73,6 @@ def check_family(model: Model) -> None:
     last = {block.qk_norm_last for block in attending}
     norms = {(block.norm_before, block.norm_after) for block in c.blocks}
     rope, window = full_rope(c), first_window(c)
-    distinct = list(dict.fromkeys(block.rope for block in attending if block.rope))
     rotating = [block.rope is not None for block in attending]
     rotates = [
         arch.rope_layers(i, c.layers)
@@ -113,9 +112,9 @@ def check_family(model: Model) -> None:
             [int(rotates) for rotates in rotating],
         ),
         "rope dim": (not arch.partial_rope and rope.dim != c.head_dim, rope.dim),
-        "rope scaling": (not rope_is_known(c, arch), [rope.scaling for rope in distinct]),
+        "rope scaling": (not rope_is_known(c, arch), [rope.scaling for rope in c.block_ropes]),
         "query temperature": (bool(rope.temperature) and not arch.temperature, rope.temperature),
-        "rope": (_foreign_ropes(c), distinct),
+        "rope": (_foreign_ropes(c), list(c.block_ropes)),
         "window": (_foreign_pattern(c), window),
         "head_dim": (arch.heads_span_hidden and c.heads * c.head_dim != c.hidden, c.head_dim),
         "tied": ((arch.untied and c.tied) or (arch.tied and not c.tied), c.tied),
@@ -196,8 +195,7 @@ def _foreign_ropes(c: ModelConfig) -> bool:
     if arch.local_unscaled:
         plain = replace(full_rope(c), scaling=None)
         return any(block.rope != plain for block in c.blocks if block.rope and block.window)
-    distinct = {block.rope for block in c.blocks if block.rope}
-    return len(distinct) > (1 if arch.local_rope_base is None else 2)
+    return len(c.block_ropes) > (1 if arch.local_rope_base is None else 2)
 
 
 def foreign_window(c: ModelConfig) -> int | None:

@@ -25,6 +25,7 @@ from edgeq.devices.meters.base import (
 )
 from edgeq.devices.meters.kind import MeterKind
 from edgeq.devices.meters.pmic import board_name
+from edgeq.devices.throttling import FIRMWARE_FLAGS, GET_THROTTLED, parse_throttled
 
 ZONES, CHIPS, CLOCK, FLAGS, COUNTS = (
     "thermal",
@@ -36,17 +37,6 @@ ZONES, CHIPS, CLOCK, FLAGS, COUNTS = (
 
 CPU_CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal", "acpitz")
 """hwmon chips in or near the processor. Reading the temperature of a disk would wake it."""
-
-GET_THROTTLED = ("vcgencmd", "get_throttled")
-FIRMWARE_FLAGS = "sys/devices/platform/soc/soc:firmware/get_throttled"
-
-BITS = {
-    0: "under-voltage",
-    1: "frequency capped",
-    2: "throttled",
-    3: "soft temperature limit",
-}
-"""Bit of the Raspberry Pi's flags -> what is so now; 16 bits further up: since it started."""
 
 _RATE_HZ = 2.0
 
@@ -128,21 +118,6 @@ class Throttled(Meter):
             raise DeviceError(f"{self.name}: neither a file nor a way to run vcgencmd")
         middle = (start + time.monotonic_ns()) // 2
         return Reading(middle, {flag: float(on) for flag, on in parse_throttled(text).items()})
-
-
-def parse_throttled(text: str) -> dict[str, bool]:
-    """The flags of `throttled=0x50005` or of the bare number, which is hexadecimal either way.
-
-    Raises:
-        DeviceError: there is no such number.
-    """
-    match = re.fullmatch(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]+)", text.strip())
-    if not match:
-        raise DeviceError(f"get_throttled: expected throttled=0x..., got {text.strip()[:40]!r}")
-    bits = int(match[1], 16)
-    now = {what: bool(bits >> bit & 1) for bit, what in BITS.items()}
-    since = {f"{what} since start": bool(bits >> bit + 16 & 1) for bit, what in BITS.items()}
-    return now | since
 
 
 def _flags(root: Path, run: Run | None) -> Meter | Absent:

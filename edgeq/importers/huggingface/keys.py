@@ -17,6 +17,7 @@ from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers import unread
 from edgeq.importers.huggingface.families import FAMILIES
 from edgeq.importers.huggingface.family import Family
+from edgeq.importers.huggingface.values import check_only
 
 _COMMON = unread.word_set(
     """
@@ -78,8 +79,8 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "use_rms_norm": (True,),
     "use_rope": (True,),
 }
-"""Keys with harmless values alone. Null is one of them where false is, or where the key is no flag;
-where only true is, null reads as false (Transformers masks nothing where ``is_causal`` is null)."""
+"""Keys with harmless values alone, where no family reads them. A family gives its own to
+`Values.check_only`."""
 _SCORE_SCALES = unread.word_set(
     """
     attention_multiplier attention_scale attention_scaling attn_multiplier attn_scale attn_scaling
@@ -140,7 +141,7 @@ def check_unread(
         if key in read or key in _HARMLESS:
             continue
         if key in _ONLY:
-            _check_only(path, key, value)
+            check_only(path, key, value, _ONLY[key])
         elif value is None:
             continue
         elif key in _SCORE_SCALES and value is not False:
@@ -183,13 +184,3 @@ def check_classes(path: Path, raw: Mapping[str, Any], family: Family, model_type
                 f"computes a {model_type} model as {family.classes[0]} does, and another "
                 "class may compute something else"
             )
-
-
-def _check_only(path: Path, key: str, value: Any) -> None:
-    allowed = _ONLY[key]
-    if value is None and allowed != (True,):
-        return
-    if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
-        return
-    fix = f"it runs models where {key} is {' or '.join(map(repr, allowed))}, or absent"
-    raise UnsupportedError(f"{path}: {key} is {unread.shown(value)}, which edgeq cannot run; {fix}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.errors import FormatError
+from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.unread import shown
 from edgeq.model.block import MAX_SIZE
 
@@ -79,3 +79,47 @@ class Values:
         if value is not None and not isinstance(value, bool):
             raise FormatError(f"{self.path}: {key} is {shown(value)}; it must be true or false")
         return bool(value)
+
+    def check_only(self, allowed: Mapping[str, Sequence[Any]]) -> None:
+        """Refuse keys that would have to be followed at any but a few values; all count as read.
+
+        Args:
+            allowed: key -> the values at which edgeq computes what the model does.
+
+        Raises:
+            UnsupportedError: a key, or the default of an absent one, has another value.
+        """
+        for key, values in allowed.items():
+            value = self.get(key)
+            if value is not None or self.is_null(key):
+                absent = self.defaults.get(key) in (None, *values)
+                check_only(self.path, key, value, values, absent=absent)
+
+
+def check_only(
+    path: Path, key: str, value: Any, allowed: Sequence[Any], *, absent: bool = True
+) -> None:
+    """Refuse a value that is not among those that edgeq computes.
+
+    Null is harmless where false is, or where the key is no flag; where only true is, null reads as
+    false (Transformers masks nothing where ``is_causal`` is null).
+
+    Args:
+        path: the file, for the message.
+        key: its name.
+        value: its value.
+        allowed: the values that edgeq computes.
+        absent: whether it computes models without the key too, for the message.
+
+    Raises:
+        UnsupportedError: names the key, its value, and what is allowed.
+    """
+    if value is None and tuple(allowed) != (True,):
+        return
+    if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
+        return
+    choices = [*map(repr, allowed), *(["absent"] if absent else [])]
+    raise UnsupportedError(
+        f"{path}: {key} is {shown(value)}, which edgeq cannot run; it runs models where {key} is "
+        + " or ".join(choices)
+    )

@@ -35,7 +35,7 @@ from edgeq.devices.meters import (
 from edgeq.devices.meters.android import charge
 from edgeq.devices.meters.pmic import input_watts, rail_watts
 from edgeq.devices.meters.serial_lines import Lines
-from edgeq.devices.meters.thermal import parse_throttled
+from edgeq.devices.throttling import parse_throttled
 from tests.conftest import need
 
 # Raspberry Pi 5

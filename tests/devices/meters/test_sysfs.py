@@ -14,7 +14,7 @@ from edgeq.core.errors import DeviceError, UsageError
 from edgeq.devices import meters
 from edgeq.devices.meters import Absent, Meter, absent_of, meters_of, probe
 from edgeq.devices.meters.base import read_number, run_here
-from edgeq.devices.meters.thermal import parse_throttled
+from edgeq.devices.throttling import parse_throttled
 from tests.conftest import need
 
 RAPL = "sys/class/powercap/intel-rapl:0"

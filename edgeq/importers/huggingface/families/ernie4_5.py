@@ -6,7 +6,6 @@ src/models/ernie4-5.cpp.
 
 from __future__ import annotations
 
-from edgeq.core.errors import UnsupportedError
 from edgeq.importers.gguf.architecture import Architecture
 from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape, sizes
 from edgeq.importers.huggingface.rope import read_rope
@@ -20,11 +19,7 @@ _BASE = 500_000.0
 def blocks(values: Values, shape: Shape) -> tuple[BlockSpec, ...]:
     """All layers are alike."""
     refuse_windows(values, shape, "ernie4_5")
-    if values.flag("use_bias"):
-        raise UnsupportedError(
-            f"{values.path}: use_bias is True, which gives biases to all projections; edgeq "
-            "computes ERNIE models without them, as the published ones are"
-        )
+    values.check_only({"use_bias": (False,)})
     return (BlockSpec(rope=read_rope(values, shape, base=_BASE)),) * shape.layers
 
 

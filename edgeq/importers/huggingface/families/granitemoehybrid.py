@@ -6,13 +6,12 @@ llama.cpp's convert_hf_to_gguf.py, which writes these models as of the granite a
 
 from __future__ import annotations
 
-from edgeq.core.errors import FormatError, UnsupportedError
+from edgeq.core.errors import FormatError
 from edgeq.importers.huggingface.families import granite
 from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape, sizes
 from edgeq.importers.huggingface.rope import read_rope
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.huggingface.windows import layer_kinds, refuse_windows
-from edgeq.importers.unread import shown
 from edgeq.model.block import BlockSpec
 
 _ATTENTION = ("attention", "full_attention")
@@ -34,23 +33,14 @@ def blocks(values: Values, shape: Shape) -> tuple[BlockSpec, ...]:
     values.read |= _OF_OTHER_LAYERS
     if values.get("intermediate_size") is not None:
         values.count("intermediate_size")  # of experts: any number
-    if values.get("num_local_experts") != 0:
-        raise UnsupportedError(
-            f"{values.path}: num_local_experts is {shown(values.get('num_local_experts'))}; edgeq "
-            "computes Granite 4 models without experts (0)"
-        )
-    values.read.add("normalization_function")
-    if values.raw.get("normalization_function") not in ("rmsnorm", None):
-        raise UnsupportedError(
-            f"{values.path}: normalization_function is "
-            f"{shown(values.raw['normalization_function'])}; it must be 'rmsnorm'"
-        )
+    values.check_only(
+        {
+            "num_local_experts": (0,),
+            "normalization_function": ("rmsnorm",),
+            "position_embedding_type": ("rope", "nope"),
+        }
+    )
     kind = values.get("position_embedding_type")
-    if kind not in ("rope", "nope", None):
-        raise UnsupportedError(
-            f"{values.path}: position_embedding_type is {shown(kind)}; it must be 'rope', 'nope' "
-            "or null"
-        )
     rope = read_rope(values, shape)
     return (BlockSpec(rope=rope if kind == "rope" else None),) * shape.layers
 

@@ -20,7 +20,7 @@ from edgeq.importers.huggingface.rope import (
 )
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.huggingface.windows import refuse_windows
-from edgeq.importers.unread import refusal, shown
+from edgeq.importers.unread import refusal
 from edgeq.model.block import BlockSpec, RopeSpec
 from edgeq.model.rotary import stretched_base
 
@@ -42,18 +42,16 @@ _OF_OTHER_MODELS = frozenset(
 def blocks(values: Values, shape: Shape) -> tuple[BlockSpec, ...]:
     """All layers are alike."""
     refuse_windows(values, shape, "hunyuan_v1_dense")
-    wanted = {
-        "use_qk_norm": True, "attention_head_dim": shape.head_dim, "norm_type": "rms",
-        "use_cla": False, "add_classification_head": False,
-    }  # fmt: skip
-    values.read |= wanted.keys() | _OF_OTHER_MODELS
-    for key, allowed in wanted.items():
-        value = values.raw.get(key)
-        if value is not None and value != allowed:
-            raise UnsupportedError(
-                f"{values.path}: {key} is {shown(value)}; the classes of Transformers compute "
-                f"as if it were {allowed!r}"
-            )
+    values.read |= _OF_OTHER_MODELS
+    values.check_only(
+        {
+            "use_qk_norm": (True,),
+            "attention_head_dim": (shape.head_dim,),
+            "norm_type": ("rms",),
+            "use_cla": (False,),
+            "add_classification_head": (False,),
+        }
+    )
     rope = _alpha_rope(values, shape) or read_rope(values, shape)
     return (BlockSpec(qk_norm="head", qk_norm_last=True, rope=rope),) * shape.layers
 

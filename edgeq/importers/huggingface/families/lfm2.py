@@ -27,11 +27,6 @@ _HARMLESS = (
 def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
     """A short convolution where ``layer_types`` says "conv", attention elsewhere."""
     _check_repeated(values, shape)
-    if values.flag("conv_bias"):
-        raise UnsupportedError(
-            f"{values.path}: conv_bias is True, which edgeq cannot run; it runs short convolutions "
-            "without biases (false)"
-        )
     taps = values.count("conv_L_cache")
     attention = BlockSpec(qk_norm="head", rope=read_rope(values, shape, base=1_000_000.0))
     convolution = BlockSpec(mixer="short_conv", rope=None, window=taps)
@@ -64,26 +59,22 @@ def _attending(values: Values, shape: Shape) -> list[bool]:
 
 
 def _check_repeated(values: Values, shape: Shape) -> None:
-    """Refuse keys that no class of Transformers follows and that contradict those it follows."""
+    """Refuse biases of convolutions, and keys that no class of Transformers follows and that
+    contradict those it follows."""
     values.read.update(_HARMLESS)
-    expected: dict[str, tuple[Any, ...]] = {
-        "block_dim": (shape.hidden,),
-        "conv_dim": (shape.hidden,),
-        "conv_dim_out": (shape.hidden,),
-        "num_heads": (shape.heads,),
-        "block_norm_eps": (values.number("norm_eps"),),
-        "block_use_swiglu": (True,),
-        "use_pos_enc": (True,),
-        "hidden_act": ("silu", "swish"),
-    }
-    for key, allowed in expected.items():
-        value = values.get(key)
-        if value is not None and value not in allowed:
-            raise UnsupportedError(
-                f"{values.path}: {key} is {shown(value)}, which the lfm2 models of Transformers do "
-                f"not follow; they compute with {' or '.join(map(shown, allowed))}; remove {key} "
-                "if the model was trained so"
-            )
+    values.check_only(
+        {
+            "conv_bias": (False,),
+            "block_dim": (shape.hidden,),
+            "conv_dim": (shape.hidden,),
+            "conv_dim_out": (shape.hidden,),
+            "num_heads": (shape.heads,),
+            "block_norm_eps": (values.number("norm_eps"),),
+            "block_use_swiglu": (True,),
+            "use_pos_enc": (True,),
+            "hidden_act": ("silu", "swish"),
+        }
+    )
 
 
 def _ffn(values: Values) -> int:
