@@ -61,11 +61,11 @@ class OftenRight(drafting.TextDraft):
     share = 1.0
     chance = random.Random(0)
 
-    def propose(self, n: int) -> list[int]:
+    def propose(self, n: int, *limits: Any) -> list[int]:
         """As of the small model, with mistakes."""
         return [
             token if self.chance.random() < self.share else (token + 1) % self._sampler.vocab
-            for token in super().propose(n)
+            for token in super().propose(n, *limits)
         ]
 
 

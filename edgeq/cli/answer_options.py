@@ -33,8 +33,8 @@ def lookup_option(function: Function) -> Function:
     """The option ``--lookup N``."""
     return click.option(
         "--lookup", type=click.IntRange(0, 64), default=0,
-        help="With --temp 0: propose up to this many tokens from earlier text (prompt lookup "
-        "decoding) and verify them in one pass; the output stays the same.",
+        help="Propose up to this many tokens from earlier text (prompt lookup decoding) and "
+        "verify them in one pass; the output stays the same.",
     )(function)  # fmt: skip
 
 

@@ -9,6 +9,7 @@ expressions; grammars in a variant of Lark's syntax)
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.core.errors import EdgeqError, UsageError, check_type, require
+from edgeq.core.errors import UsageError, check_type, require
 from edgeq.model.model import Model
 from edgeq.runtime.tokenizer import Tokenizer
 
@@ -39,7 +40,7 @@ class Grammar:
 
     def start(self) -> TokenConstraint:
         """A constraint for one text."""
-        return TokenConstraint(self._matcher.deep_copy(), self._vocabulary.size)
+        return copy.deepcopy(TokenConstraint(self._matcher, self._vocabulary.size))
 
 
 class TokenConstraint:
@@ -52,6 +53,9 @@ class TokenConstraint:
 
     def __init__(self, matcher: Any, size: int) -> None:
         self._matcher, self._size = matcher, size
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TokenConstraint:
+        return TokenConstraint(self._matcher.deep_copy(), self._size)
 
     def allowed(self) -> NDArray[np.bool_]:
         """Which tokens may come next, bool [V].
@@ -72,10 +76,14 @@ class TokenConstraint:
         """Go on after this token.
 
         Raises:
-            EdgeqError: it was not allowed.
+            UsageError: it was not allowed, or the grammar has become too large to follow.
         """
         if not self._matcher.consume_token(token):
-            raise EdgeqError(f"token {token} is against the grammar: {self._matcher.get_error()}")
+            raise UsageError(
+                f"the grammar cannot be followed after token {token}: "
+                f"{_short(self._matcher.get_error())}; use a simpler one, or only tokens that it "
+                "allows"
+            )
 
 
 class GrammarVocabulary:

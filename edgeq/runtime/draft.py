@@ -4,22 +4,29 @@ A small model, the draft model, proposes the next tokens. The large model, the t
 of them in one pass and accepts those that it would have chosen itself.
 
 The answer is the same as without a draft model, token for token, at temperature 0 and with
-sampling: each token is sampled from the large model's logits with the random number that it would
-have had without a draft. The small model samples its proposals with the same random numbers, so the
-two models usually choose the same token where their distributions are similar. A seed therefore
-gives one answer, however many tokens are drafted. Rejection sampling, the usual method, gives the
-same distribution and accepts somewhat more tokens, but its answer would depend on the number of
-drafted tokens, which depends on measured times.
+sampling: each token is sampled from the large model's logits with the random numbers that it would
+have had without a draft. The small model samples its proposals with the same random numbers, one
+for each token of the vocabulary (`edgeq.runtime.sampling.gumbels`), with the same filters,
+penalties, biases and constraint. So the two models usually choose the same token where their
+distributions are similar. A seed therefore gives one answer, however many tokens are drafted.
 
-Source: Leviathan et al. 2023 (arXiv 2211.17192). Common random numbers are a coupling of the two
-distributions; rejection sampling is the coupling that accepts the most tokens.
+Rejection sampling, the usual method, accepts a share of 1 - d of the tokens, where d is the total
+variation distance of the two distributions. No method accepts more. This one accepts at least
+(1 - d) / (1 + d), and on real pairs of models nearly as many as rejection sampling
+(`benchmarks/serving/couplings.py`). With rejection sampling the answer would depend on the number
+of drafted tokens, which depends on measured times.
+
+Source: Leviathan et al. 2023 (arXiv 2211.17192); Daliri, Musco and Suresh 2024 (arXiv 2408.07978),
+"Coupling without communication and drafter-invariant speculative decoding".
 """
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +37,9 @@ from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.payoff import MOST, Payoff
 from edgeq.runtime.sampling import Logits, Sampler
+
+if TYPE_CHECKING:
+    from edgeq.runtime.generate import Constraint
 
 SHORTEST = 64
 """The shortest context that a draft model may have, in tokens."""
@@ -180,8 +190,15 @@ class TextDraft:
             return self._draft.tokens, 0
         return self._draft.payoff.next() if alone else (0, TOGETHER)
 
-    def propose(self, n: int) -> list[int]:
+    def propose(
+        self, n: int, constraint: Constraint | None = None, ends: Collection[int] = ()
+    ) -> list[int]:
         """Propose at most ``n`` next tokens; none after a token that the small model does not have.
+
+        Args:
+            n: at least 1.
+            constraint: what the next tokens may be; a copy of it is used.
+            ends: tokens after which a text with a constraint ends.
 
         Raises:
             FormatError: the small model's logits contain NaN.
@@ -197,16 +214,18 @@ class TextDraft:
                 engine.forward(missing[:-2])
                 missing = missing[-2:]
             self.read_s = time.perf_counter() - started
-            guesses = self._guesses(missing, n)
+            guesses = self._guesses(missing, n, copy.deepcopy(constraint), ends)
         except (FormatError, UnsupportedError) as err:
             raise type(err)(f"the draft model: {err}") from err
         self.draft_s = time.perf_counter() - started - self.read_s
         padding = (i for i, token in enumerate(guesses) if token >= self._sampler.vocab)
         return guesses[: next(padding, n)]
 
-    def _guesses(self, missing: list[int], n: int) -> list[int]:
+    def _guesses(
+        self, missing: list[int], n: int, constraint: Constraint | None, ends: Collection[int]
+    ) -> list[int]:
         engine, ahead = self._draft.engine, self._sampler.ahead()
-        if ahead.params.plain_greedy:
+        if ahead.params.plain_greedy and constraint is None:
             first = (
                 [] if len(missing) == 1 else [int(self._known(engine.forward(missing)).argmax())]
             )
@@ -214,8 +233,18 @@ class TextDraft:
             return [*first, *rest]
         guesses: list[int] = []
         while len(guesses) < n:
-            logits = engine.forward(guesses[-1:] or missing)
-            guesses.append(ahead.sample(self._known(logits)))
+            logits = self._known(engine.forward(guesses[-1:] or missing))
+            try:
+                if constraint is not None and guesses:
+                    constraint.accept(guesses[-1])
+                allowed = None if constraint is None else constraint.allowed()
+            except UsageError:  # of a token that the large model may not choose
+                break
+            if allowed is not None and not (logits[allowed] > -np.inf).any():
+                break  # only tokens that the small model does not have
+            guesses.append(ahead.sample(logits, allowed))
+            if constraint is not None and guesses[-1] in ends:
+                break
         return guesses
 
     def _known(self, logits: Logits) -> Logits:

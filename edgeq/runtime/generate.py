@@ -44,7 +44,10 @@ MAX_LOGPROBS = 128
 
 
 class Constraint(Protocol):
-    """What may be generated, token by token; `edgeq.runtime.constraint` makes them."""
+    """What may be generated, token by token; `edgeq.runtime.constraint` makes them.
+
+    A draft model goes ahead with a copy that ``copy.deepcopy`` makes.
+    """
 
     def allowed(self) -> NDArray[np.bool_]:
         """Which tokens may come next, bool [V]; at least one, an end token at the end."""
@@ -155,7 +158,7 @@ def generate(
         max_tokens: the most to generate; None goes on until the context is full.
         stop: strings that end the text and are not shown; they may span tokens.
         lookup: most tokens to draft at once by prompt lookup (`edgeq.runtime.lookup`), 0 for
-            none; only for temperature 0 without a penalty. The result is the same as without.
+            none. The tokens are the same as without, with every setting.
         end_ids: tokens that end the text, in addition to the tokenizer's and the model's.
             Messages also end at the token that the chat template writes after an answer.
         logprobs: give each chunk the log-probabilities of its token and of this many most likely
@@ -194,17 +197,6 @@ def generate(
         raise UsageError("a stop string is empty; it would stop before the first token")
     if not 0 <= lookup <= MAX_DRAFT:
         raise UsageError(f"lookup is {lookup}; use 0 (off) to {MAX_DRAFT}")
-    if lookup and not params.plain_greedy:
-        raise UsageError(
-            "prompt lookup works only with greedy decoding; "
-            "set the temperature to 0 and the repetition penalty to 1, leave out other penalties "
-            "and biases, or set lookup to 0"
-        )
-    if lookup and (constraint is not None or logprobs is not None):
-        raise UsageError(
-            "prompt lookup works neither with a constraint nor with log-probabilities; set lookup "
-            "to 0"
-        )
     if lookup and draft is not None:
         raise UsageError("prompt lookup and a draft model do not work together; choose one")
     if draft is not None and draft.engine is engine:
@@ -263,6 +255,7 @@ class _Generation:
         self.history = [*engine.tokens, *self.prompt]
         self.params = params
         self.sampler = Sampler(params, engine.config.vocab)
+        self.greedy = params.plain_greedy and constraint is None and logprobs is None
         self.ends = ends
         self.stop = stop
         self.lookup = lookup
@@ -318,8 +311,7 @@ class _Generation:
         self.sampler.accept(self.history)
         token = self._choose(logits)
         yield token
-        plain = self.params.plain_greedy and self.constraint is None
-        decode = self._bursts if plain and self.wanted_logprobs is None else self._one_by_one
+        decode = self._bursts if self.greedy else self._one_by_one
         if self.lookup:
             decode = self._looked_up
         elif self.draft is not None:
@@ -340,10 +332,16 @@ class _Generation:
             self.logprobs = Logprobs.of(logits, token, self.wanted_logprobs)
         return token
 
+    def _plain(self, token: int, n: int) -> list[int]:
+        """The next tokens without a draft: up to ``n`` greedy ones, or one."""
+        if self.greedy:
+            return self.engine.greedy(token, n)
+        return [self._choose(self.engine.forward([token]))]
+
     def _one_by_one(self, token: int, n: int) -> Generator[int, None, None]:
         for _ in range(n):
             started = time.perf_counter()
-            token = self._choose(self.engine.forward([token]))
+            (token,) = self._plain(token, 1)
             self.decode_s += time.perf_counter() - started
             yield token
 
@@ -370,7 +368,7 @@ class _Generation:
             draft = text.draft(min(wanted, left - 1))
             before = self.engine.n_past
             started = time.perf_counter()
-            chosen = self._verify(token, draft) if draft else self.engine.greedy(token, 1)
+            chosen = self._verify(token, draft) if draft else self._plain(token, 1)
             self.decode_s += time.perf_counter() - started
             if wanted:
                 length.record(len(draft), len(chosen) - 1)
@@ -383,13 +381,13 @@ class _Generation:
         """Like `_bursts`, but drafts of a small model are verified where this is faster."""
         assert self.draft is not None
         text = self.draft.begin([*self.history, token], self.sampler)
-        bursts = self.params.plain_greedy and self.constraint is None
-        bursts = bursts and self.wanted_logprobs is None
         burst, left = 1, n
         while left:
             wanted, plain = text.next(self._alone())
             started = time.perf_counter()
-            draft = text.propose(min(wanted, left - 1)) if wanted and left > 1 else []
+            draft: list[int] = []
+            if wanted and left > 1:
+                draft = text.propose(min(wanted, left - 1), self.constraint, self.ends)
             before, drafted_at = self.engine.n_past, time.perf_counter()
             if draft:
                 chosen = self._verify(token, draft)
@@ -398,11 +396,7 @@ class _Generation:
                     text.checked(len(draft), len(chosen) - 1, elapsed)
             else:
                 burst = min(burst, left, plain or 1)
-                chosen = (
-                    self.engine.greedy(token, burst)
-                    if bursts
-                    else [self._choose(self.engine.forward([token]))]
-                )
+                chosen = self._plain(token, burst)
                 elapsed = time.perf_counter() - drafted_at
                 if self._alone():
                     text.plain(len(chosen), elapsed)

@@ -3,6 +3,11 @@
 Logits are changed first: biases, penalties, the mask of a constraint. Then filters apply in
 llama.cpp's order: top-k, top-p, min-p, temperature. They work on candidates sorted by falling
 logit, so that each filter is a count of how many of them stay.
+
+The token is drawn by the Gumbel-max trick: the largest of logit / temperature plus a random number
+that depends on the seed, on how many tokens were drawn before, and on the token's id. Two models
+that draw with the same seed therefore choose the same token wherever their distributions are
+similar, which speculative decoding relies on (`edgeq.runtime.draft`).
 """
 
 from __future__ import annotations
@@ -245,6 +250,25 @@ def log_probabilities(logits: Logits) -> NDArray[np.float64]:
     return wide - math.log(np.exp(wide).sum())
 
 
+def gumbels(key: np.uint64, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Numbers of the standard Gumbel distribution, one for each token, independent of each other.
+
+    Args:
+        key: 64 random bits.
+        ids: token ids [C]; the number of a token does not depend on which others there are.
+
+    Source: Gumbel 1954; the uniform numbers are the outputs with these indices of SplitMix64
+    (Steele et al. 2014) from the state ``key``.
+    """
+    bits = key + (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    found: NDArray[np.float64] = -np.log(-np.log(uniform))
+    return found
+
+
 class Sampler:
     """Draws tokens from logits with a seeded generator (PCG64).
 
@@ -311,11 +335,11 @@ class Sampler:
     def _draw(self, logits: Logits) -> int:
         ids = self.candidates(logits)
         ids = ids[logits[ids] > -np.inf]
-        candidates = logits[ids]
+        candidates = logits[ids].astype(np.float64)
         temperature = max(self.params.temperature, COLDEST)
-        sums = np.cumsum(np.exp((candidates - candidates.max()) / temperature), dtype=np.float64)
-        place = int(np.searchsorted(sums, self._rng.random() * sums[-1], side="right"))
-        return int(ids[min(place, ids.size - 1)])
+        key = self._rng.integers(1 << 64, dtype=np.uint64)  # one for each token
+        scores = (candidates - candidates.max()) / temperature + gumbels(key, ids)
+        return int(ids[scores.argmax()])
 
     def candidates(self, logits: Logits) -> NDArray[np.int64]:
         """Ids that pass top-k, top-p and min-p, by falling logit (by id if all three are off)."""

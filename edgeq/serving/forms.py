@@ -31,20 +31,19 @@ FORMS = (
 
 
 def tool_choice(
-    tools: list[Any] | None, choice: str | Mapping[str, Any] | None, served: ServedModel
+    tools: list[Any] | None, choice: str | Mapping[str, Any] | None
 ) -> tuple[list[dict[str, Any]], bool]:
     """Check the tools of a request and its choice among them.
 
     Args:
         tools: field ``tools`` of the request.
         choice: field ``tool_choice`` of the request.
-        served: the model.
 
     Returns:
         the tools that the prompt describes, and whether the answer must call one of them.
 
     Raises:
-        ApiError: a tool is not a valid function, or the model has no syntax for tool calls.
+        ApiError: a tool is not a valid function, or the choice is none of the tools.
     """
     named = choice.get("function") if isinstance(choice, Mapping) else None
     name = named.get("name") if isinstance(named, Mapping) else None
@@ -63,13 +62,6 @@ def tool_choice(
         raise wrong("tool_choice", "tool_choice asks for a call, but there are no tools")
     if not checked or choice == "none":
         return [], False
-    if served.syntax is None:
-        raise wrong(
-            "tools",
-            f"the chat template of {served.name} has no syntax for tool calls that this server "
-            "knows; leave tools out, or use another model",
-            "unsupported_value",
-        )
     if name is None:
         return checked, choice == "required"
     only = [one for one in checked if one["function"]["name"] == name]
@@ -164,7 +156,6 @@ def answer_grammar(
 
 def _calls(tools: list[dict[str, Any]], served: ServedModel) -> str:
     """The grammar of an answer that is a call of one of the tools."""
-    assert served.syntax is not None
     special = {served.tokenizer.token_name(i): i for i in served.tokenizer.special_ids}
     return served.syntax.grammar(tools, special.get)
 

@@ -60,7 +60,7 @@ def _message(message: Any, place: str) -> dict[str, Any]:
     for key in ("name", "tool_call_id", "reasoning_content"):
         if message.get(key) is not None:
             made[key] = _text(message[key], f"{place}.{key}")
-    if message.get("tool_calls") is not None:
+    if message.get("tool_calls"):
         made["tool_calls"] = _earlier_calls(message["tool_calls"], f"{place}.tool_calls")
     if made["content"] == "" and message.get("content") is None and role != "assistant":
         raise wrong(

@@ -157,16 +157,14 @@ def chat_call(
     values, served = read_for_model(body, CHAT, models)
     messages = checked_messages(values["messages"])
     extra = checked_variables(values["chat_template_kwargs"])
-    tools, forced = tool_choice(values["tools"], values["tool_choice"], served)
-    if tools:
-        extra["tools"] = tools
+    tools, forced = tool_choice(values["tools"], values["tool_choice"])
     grammar = answer_grammar(values, served, tools, forced)
-    ids = encoded(lambda: served.tokenizer.encode_chat(messages, **extra), "messages")
+    ids = encoded(lambda: served.encode_chat(messages, tools, extra), "messages")
     check_prompt(ids, served.context, "messages")
     if values["top_logprobs"] is not None and not values["logprobs"]:
         raise wrong("top_logprobs", "top_logprobs needs logprobs to be true")
     most = values["max_completion_tokens"]
-    syntax = served.syntax.knowing(tools) if tools and served.syntax else None
+    syntax = served.syntax.knowing(tools) if tools else None
     single = syntax is not None and values["parallel_tool_calls"] is False
     stops = checked_stops(values["stop"])
     if single and syntax and syntax.end:  # the first call ends the answer
@@ -186,7 +184,7 @@ def chat_call(
     inside = thinks and served.ends_in_thought(ids)
     return Call(
         served=served,
-        jobs=(without_lookup_where_impossible(job),),
+        jobs=(job,),
         splitter=lambda: Splitter(thinks, inside, syntax, single) if thinks or syntax else Plain(),
         **stream_options(values),
     )
@@ -216,7 +214,6 @@ def completion_call(
         score_prompt=bool(values["echo"]) and values["logprobs"] is not None,
         lookup=settings.lookup,
     )
-    job = without_lookup_where_impossible(job)
     texts = [served.tokenizer.decode(ids) if values["echo"] else "" for ids in prompts]
     return Call(
         served=served,
@@ -224,12 +221,6 @@ def completion_call(
         prompts=tuple(texts),
         **stream_options(values),
     )
-
-
-def without_lookup_where_impossible(job: AnswerJob) -> AnswerJob:
-    """The job without prompt lookup, which only plain greedy decoding supports."""
-    plain = job.params.plain_greedy and job.logprobs is None and job.constraint is None
-    return job if plain else replace(job, lookup=0)
 
 
 def stream_options(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from edgeq.core.cpu import available_cores
-from edgeq.core.errors import DoesNotFitError, UsageError
+from edgeq.core.errors import DoesNotFitError, EdgeqError, UsageError
 from edgeq.core.memory import available_bytes
 from edgeq.core.progress import Progress
 from edgeq.core.units import human_bytes
@@ -21,6 +22,7 @@ from edgeq.model.kv_bits import KvBits
 from edgeq.model.memory_layout import draft_bytes, kv_bytes, scratch_bytes
 from edgeq.model.model import Model
 from edgeq.model.rotary import default_context
+from edgeq.runtime.chat_template import render_chat
 from edgeq.runtime.constraint import GrammarVocabulary
 from edgeq.runtime.draft import Draft, open_drafts
 from edgeq.runtime.engine import Engine
@@ -31,7 +33,8 @@ from edgeq.serving.prefix_cache import PrefixCache
 from edgeq.serving.settings import ServerSettings
 from edgeq.serving.slots import SlotPool
 from edgeq.serving.tool_families import syntax_of
-from edgeq.serving.tools import ToolSyntax
+from edgeq.serving.tool_messages import named_results, taught, with_short_ids
+from edgeq.serving.tools import HERMES, MISTRAL, ToolSyntax
 from edgeq.serving.worker import Worker
 
 
@@ -111,14 +114,55 @@ class ServedModel:
         return THINK in self.template or THOUGHT in self.template
 
     @cached_property
-    def syntax(self) -> ToolSyntax | None:
-        """The syntax of tool calls; None if the chat template has no known syntax."""
+    def own_syntax(self) -> ToolSyntax | None:
+        """The syntax of tool calls of the chat template; None if it has none that is known."""
         return syntax_of(self.template)
+
+    @property
+    def syntax(self) -> ToolSyntax:
+        """The syntax of tool calls: the template's own, or the one that the server describes."""
+        return self.own_syntax or HERMES
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether the chat template writes system messages."""
+        system = "Answer in one word."
+        talk = [{"role": "system", "content": system}, {"role": "user", "content": "Hello"}]
+        try:
+            return system in render_chat(self.model.files, talk)
+        except EdgeqError:
+            return False
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+    ) -> list[int]:
+        """Token ids of a conversation.
+
+        Args:
+            messages: as `edgeq.serving.messages.checked_messages` returns them.
+            tools: those that the prompt describes.
+            variables: further variables of the chat template.
+
+        Raises:
+            EdgeqError: the chat template refuses the conversation, or there is none.
+        """
+        if self.own_syntax is None:
+            talk = taught(messages, tools, not tools or self.takes_system)
+            return self.tokenizer.encode_chat(talk, **variables)
+        talk = named_results(messages)
+        if self.own_syntax is MISTRAL:
+            talk = with_short_ids(talk)
+        if tools:
+            variables = {**variables, "tools": list(tools)}
+        return self.tokenizer.encode_chat(talk, **variables)
 
     @cached_property
     def shown(self) -> tuple[int, ...]:
         """Special tokens that mark reasoning or tool calls, whose text the splitter needs."""
-        marks = {THINK, THOUGHT, *(self.syntax.tokens if self.syntax else ())}
+        marks = {THINK, THOUGHT, *self.syntax.tokens}
         special = self.tokenizer.special_ids
         return tuple(i for i in sorted(special) if self.tokenizer.token_name(i) in marks)
 
@@ -159,7 +203,7 @@ class ServedModel:
             "waiting": self.slots.waiting,
             "chat_template": self.can_chat,
             "thinks": self.thinks,
-            "tools": self.syntax.name if self.syntax else None,
+            "tools": self.own_syntax.name if self.own_syntax else None,
             "family": config.family,
             "vocabulary": config.vocab,
             "hidden": config.hidden,

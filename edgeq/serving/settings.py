@@ -30,7 +30,7 @@ class ServerSettings:
         body_bytes: most bytes of a request body.
         drain_s: seconds that running answers may take once the server shuts down.
         prefix_bytes: memory limit for the KV caches of earlier conversations; 0 keeps none.
-        lookup: number of tokens to draft by prompt lookup in greedy answers; 0 for none.
+        lookup: number of tokens to draft by prompt lookup; 0 for none.
         pooling: how hidden states become an embedding, "last" or "mean"; None uses what each
             model's files state.
         params: parameters of sampling for requests that do not set them.

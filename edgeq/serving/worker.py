@@ -337,9 +337,8 @@ class Worker:
         before = time.perf_counter() - started
         chunks = generate(
             slot.engine, self._tokenizer, list(last), job.params, max_tokens=job.max_tokens,
-            stop=job.stop, lookup=job.lookup if job.params.plain_greedy else 0,
-            end_ids=job.end_ids, logprobs=job.logprobs, shown=job.shown,
-            constraint=None if job.constraint is None else job.constraint(),
+            stop=job.stop, lookup=job.lookup, end_ids=job.end_ids, logprobs=job.logprobs,
+            shown=job.shown, constraint=None if job.constraint is None else job.constraint(),
             draft=slot.draft,
         )  # fmt: skip
         with closing(chunks):

@@ -119,6 +119,43 @@ def test_a_constraint_is_kept_to(pair: tuple[Engine, Engine]) -> None:
         assert tokens(made(engine, params, constraint=Alternating(vocab), draft=draft)) == want
 
 
+def test_a_draft_keeps_to_the_constraint_too(pair: tuple[Engine, Engine]) -> None:
+    """The same model drafts for itself: with the constraint all of its tokens are right."""
+    engine, _ = pair
+    with Engine(engine.model, threads=1) as same:
+        for params in (GREEDY, SAMPLED):
+            draft = Draft(same, engine.model, 4)
+            draft.payoff.pays = True
+            limits = Alternating(engine.config.vocab)
+            last = made(engine, params, draft=draft, constraint=limits)[-1]
+            assert last.n_accepted == last.n_drafted > 200
+
+
+def test_a_grammar_ends_with_and_without_a_draft() -> None:
+    pytest.importorskip("llguidance")
+    from edgeq.runtime.constraint import GrammarVocabulary
+    from edgeq.runtime.tokenizer import Tokenizer
+
+    model = load(DEMO)
+    tokenizer = Tokenizer(model)
+    grammar = GrammarVocabulary.of(model, tokenizer).json_schema(
+        {"type": "array", "items": {"enum": ["lamp", "tree"]}, "minItems": 3, "maxItems": 9}
+    )
+    with Engine(model, threads=1) as engine, Engine(model, threads=1) as small:
+        for seed in range(5):
+            params = SamplingParams(temperature=1.5, seed=seed)
+            found = []
+            for draft in (None, Draft(small, model, 5)):
+                engine.reset()
+                chunks = list(generate(engine, tokenizer, "Once", params, draft=draft,
+                                       constraint=grammar.start()))  # fmt: skip
+                found.append(tokens(chunks))
+                assert chunks[-1].finish_reason == "stop"
+            assert found[0] == found[1]
+            # the end token is drafted too, and counts as the one token more of its pass
+            assert chunks[-1].n_drafted - 1 <= chunks[-1].n_accepted > 5
+
+
 def test_the_distribution_is_the_large_model_s(pair: tuple[Engine, Engine]) -> None:
     """Two drafted tokens of many seeds, by a chi-square test, against exact probabilities."""
     model, rough = (tiny(bits=bits, vocab=16) for bits in (8, 3))

@@ -15,6 +15,7 @@ from edgeq.runtime.generate import Chunk, generate
 from edgeq.runtime.lookup import MAX_DRAFT, DraftLength, Lookup
 from edgeq.runtime.sampling import SamplingParams
 from tests.families import quantized, random_model, tiny_config
+from tests.runtime.test_draft import Alternating
 from tests.runtime.test_generate import Letters
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -178,14 +179,37 @@ def test_closed_early_the_cache_holds_what_was_seen(taken: int) -> None:
         assert engine.tokens == [*PROMPT, *seen[:-1]]
 
 
-@pytest.mark.parametrize(("params", "lookup", "message"), [
-    (SamplingParams(), 4, "set the temperature to 0"),
-    (SamplingParams(temperature=0, repetition_penalty=1.1), 4, "repetition penalty to 1"),
-    (GREEDY, -1, "lookup is -1; use 0"),
-    (GREEDY, MAX_DRAFT + 1, "use 0 .off. to 64"),
+@pytest.mark.parametrize("params", [
+    SamplingParams(temperature=0.7, seed=1),
+    SamplingParams(seed=2, top_k=3, repetition_penalty=1.1),
+    SamplingParams(temperature=0, frequency_penalty=0.1),
+    SamplingParams(temperature=0.3, seed=3, presence_penalty=0.5, logit_bias={7: 1.0}),
 ])  # fmt: skip
-def test_what_is_refused(params: SamplingParams, lookup: int, message: str) -> None:
+@pytest.mark.parametrize("even", [False, True])
+def test_sampled_tokens_are_the_same_too(params: SamplingParams, even: bool) -> None:
+    with Engine(tiny("llama"), threads=1) as engine:
+
+        def answer(lookup: int) -> list[Chunk]:
+            engine.reset()
+            limits = Alternating(engine.config.vocab) if even else None
+            return list(generate(engine, Letters(), np.tile(PROMPT[:12], 9), params, logprobs=2,
+                                 max_tokens=200, lookup=lookup, constraint=limits))  # fmt: skip
+
+        want = answer(0)
+        state = engine.tokens
+        for lookup in (1, 8):
+            got = answer(lookup)
+            assert tokens(got) == tokens(want)
+            assert [one.logprobs for one in got] == [one.logprobs for one in want]
+            assert engine.tokens == state
+            assert got[-1].n_drafted > 0
+
+
+@pytest.mark.parametrize(("lookup", "message"), [
+    (-1, "lookup is -1; use 0"), (MAX_DRAFT + 1, "use 0 .off. to 64"),
+])  # fmt: skip
+def test_what_is_refused(lookup: int, message: str) -> None:
     with Engine(tiny("llama"), threads=1) as engine:
         with pytest.raises(UsageError, match=message):
-            generate(engine, Letters(), PROMPT, params, lookup=lookup)
+            generate(engine, Letters(), PROMPT, GREEDY, lookup=lookup)
         assert engine.n_past == 0

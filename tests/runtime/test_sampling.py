@@ -14,6 +14,7 @@ from edgeq.core.errors import FormatError, UsageError
 from edgeq.runtime.sampling import (
     Sampler,
     SamplingParams,
+    gumbels,
     log_probabilities,
     min_p_count,
     penalize,
@@ -272,3 +273,48 @@ def test_log_probabilities_are_those_of_softmax() -> None:
     assert np.exp(logs).sum() == pytest.approx(1)
     assert logs[:2].tolist() == pytest.approx([-math.log1p(math.exp(-1)),
                                                -1 - math.log1p(math.exp(-1))])  # fmt: skip
+
+
+@pytest.mark.parametrize("params", [{}, {"top_k": 5}, {"temperature": 0.6, "min_p": 0.05}])
+def test_two_models_choose_the_same_token_as_often_as_their_distributions_say(
+    params: dict[str, Any],
+) -> None:
+    """The chance is that of Daliri et al. 2024, and more than (1 - d) / (1 + d)."""
+    rng = np.random.default_rng(4)
+    large = (2 * rng.normal(size=30)).astype(np.float32)
+    small = large + rng.normal(size=30).astype(np.float32) / 2
+    full = {**OFF, **params}
+    p, q = (_probabilities(logits, full) for logits in (large, small))
+    chance = sum(
+        1 / np.maximum(p / p[i], q / q[i]).sum() for i in range(30) if p[i] > 0 and q[i] > 0
+    )
+    distance = np.abs(p - q).sum() / 2
+    assert (1 - distance) / (1 + distance) <= chance <= 1 - distance
+    n = 4000
+    same = 0
+    for seed in range(n):
+        sampler = Sampler(SamplingParams(**{**full, "seed": seed}), 30)
+        same += sampler.ahead().sample(small) == sampler.sample(large)
+    assert abs(same / n - chance) < 4 * np.sqrt(chance * (1 - chance) / n)
+
+
+def _probabilities(logits: np.ndarray, params: dict[str, Any]) -> np.ndarray:
+    ids = Sampler(SamplingParams(**params), logits.size).candidates(logits)
+    return softmax(keep(logits, ids.tolist()), params["temperature"])
+
+
+def test_numbers_of_neighboring_tokens_and_keys_are_independent() -> None:
+    ids = np.arange(64)
+    rng = np.random.Generator(np.random.PCG64(0))
+    rows = np.array([gumbels(rng.integers(1 << 64, dtype=np.uint64), ids) for _ in range(4000)])
+    near = np.array([gumbels(np.uint64(key), ids) for key in range(4000)])
+    for numbers in (rows, near):
+        uniform = np.exp(-np.exp(-numbers))
+        assert abs(uniform.mean() - 0.5) < 0.003
+        counts = np.histogram(uniform, 50, (0, 1))[0]
+        expected = uniform.size / 50
+        assert ((counts - expected) ** 2 / expected).sum() < 49 + 5 * np.sqrt(2 * 49)
+        related = np.corrcoef(uniform, rowvar=False) - np.eye(64)
+        assert np.abs(related).max() < 5.5 / np.sqrt(4000)
+        following = (uniform[1:] - 0.5) * (uniform[:-1] - 0.5) * 12
+        assert abs(following.mean()) < 5 / np.sqrt(following.size)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
 import pytest
 
 import edgeq
+from tests.real_models import SMOLLM2, real_model
 from tests.serving.plain_http import ask
 
 pytest.importorskip("llguidance")
@@ -78,7 +80,6 @@ def test_objects_and_grammars(server: edgeq.Server) -> None:
         ({"grammar": "start: nothing"}, "grammar"),
         ({"grammar": "start: \"a\"", "response_format": {"type": "json_object"}},
          "response_format"),
-        ({"tools": TOOLS, "model": "talker"}, "tools"),
         ({"tools": [{}]}, "tools[0]"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice"),
@@ -124,8 +125,10 @@ def test_a_schema_that_fails_within_the_answer_is_the_request_s_fault(
               "$defs": ENDLESS["$defs"]}  # fmt: skip
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     asked = {"model": "talker", "messages": HELLO, "response_format": form}
-    for stream in (False, True):
-        reply = ask(server, CHAT, {**asked, "stream": stream})
+    large = {"type": "array", "items": {"$ref": "#"}, "minItems": 100_000}
+    for stream, one in itertools.product((False, True), (schema, large)):
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": one}}
+        reply = ask(server, CHAT, {**asked, "stream": stream, "response_format": form})
         assert b"cannot be" in reply.raw
         assert reply.status == 400 or (stream and b'"invalid_request_error"' in reply.raw)
     assert ask(server, CHAT, {**asked, "response_format": None, "max_tokens": 2}).status == 200
@@ -179,3 +182,77 @@ def test_thought_is_apart(server: edgeq.Server) -> None:
     assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] == 6
     reserved = {**asked, "chat_template_kwargs": {"messages": []}}
     assert ask(server, CHAT, reserved).code == "invalid_value"
+
+
+def test_a_model_that_knows_no_tools_calls_them_too(talker: Any) -> None:
+    """The template of this model has no tools: the prompt describes them, a grammar holds it."""
+    settings = edgeq.ServerSettings(port=0, parallel=1)
+    with (
+        edgeq.Server(str(talker), settings, context=600, threads=1) as server,
+        openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client,
+    ):
+        asked: dict[str, Any] = {"model": "talker", "messages": HELLO, "tools": TOOLS, "seed": 4,
+                                 "tool_choice": "required", "temperature": 1.5}  # fmt: skip
+        streamed = []
+        for event in client.chat.completions.create(**asked, stream=True):
+            streamed += event.choices[0].delta.tool_calls or ()
+        assert event.choices[0].finish_reason == "tool_calls"
+        message = client.chat.completions.create(**asked).choices[0].message
+        for (call,) in (streamed, message.tool_calls):
+            assert call.function.name in ("weather", "time")
+            assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
+        told = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "Sunny."}
+        talk = [*HELLO, message, told]
+        with_tools = client.chat.completions.create(
+            model="talker", messages=talk, tools=TOOLS, max_tokens=4
+        )
+        without = client.chat.completions.create(model="talker", messages=talk, max_tokens=4)
+        # the description is part of the prompt
+        assert with_tools.usage.prompt_tokens > without.usage.prompt_tokens + 200
+
+
+@pytest.mark.slow
+def test_a_real_model_calls_ten_tools_validly() -> None:
+    """50 of 50 answers are calls with arguments that the schemas allow, as OpenAI's client says."""
+    arguments: dict[str, Any] = {
+        "get_weather": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["C", "F"]}},
+        "get_time": {"zone": {"enum": ["UTC", "CET", "EST"]}},
+        "add": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+        "light": {"room": {"enum": ["kitchen", "hall"]}, "on": {"type": "boolean"}},
+        "send": {"to": {"type": "string", "maxLength": 15}, "text": {"type": "string",
+                                                                     "maxLength": 30}},
+        "translate": {"text": {"type": "string", "maxLength": 30}, "to": {"enum": ["de", "fr"]}},
+        "set_timer": {"minutes": {"type": "integer", "minimum": 1, "maximum": 90}},
+        "search": {"words": {"type": "array", "items": {"type": "string", "maxLength": 10},
+                             "minItems": 1, "maxItems": 3}},
+        "volume": {"level": {"type": "number", "minimum": 0, "maximum": 1}},
+        "stop": {},
+    }  # fmt: skip
+    tools = [
+        {"type": "function", "function": {"name": name, "description": f"Use it to {name}.",
+         "parameters": {"type": "object", "properties": properties, "required": [*properties],
+                        "additionalProperties": False}}}
+        for name, properties in arguments.items()
+    ]  # fmt: skip
+    prompts = ["What is the weather in Oslo?", "Turn on the light.", "Add 3 and 4.",
+               "Say good morning in German.", "Stop!"]  # fmt: skip
+    settings = edgeq.ServerSettings(port=0, parallel=2)
+    jsonschema = pytest.importorskip("jsonschema_rs")  # comes with schemathesis
+    with (
+        edgeq.Server(str(real_model(SMOLLM2)), settings, context=2048, threads=1) as server,
+        openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client,
+    ):
+        model = client.models.list().data[0].id
+        for name in arguments:
+            choice = {"type": "function", "function": {"name": name}}
+            for number, prompt in enumerate(prompts):
+                asked = choice if number % 2 else "required"
+                answer = client.chat.completions.create(
+                    model=model, messages=[{"role": "user", "content": prompt}], tools=tools,
+                    tool_choice=asked, temperature=1, seed=number,
+                ).choices[0]  # fmt: skip
+                assert answer.finish_reason == "tool_calls"
+                (call,) = answer.message.tool_calls
+                assert call.function.name == (name if number % 2 else call.function.name)
+                one = tools[[*arguments].index(call.function.name)]["function"]
+                jsonschema.validate(one["parameters"], json.loads(call.function.arguments))
