@@ -123,6 +123,38 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "qwen3_5": (
+        "qwen3_5_text",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "linear_key_head_dim": 6,
+            "linear_value_head_dim": 9,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+        },
+    ),
+    "qwen3_5-mixed": (
+        "qwen3_5_text",
+        {
+            "num_hidden_layers": 3,
+            "head_dim": 12,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 4,
+            "linear_num_key_heads": 3,
+            "linear_num_value_heads": 3,
+            "linear_conv_kernel_dim": 3,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "partial_rotary_factor": 0.5,
+                "mrope_interleaved": True,
+                "mrope_section": [1, 1, 1],
+            },
+            "tie_word_embeddings": True,
+        },
+    ),
     "phi3-gqa": ("phi3", {"sliding_window": None, "tie_word_embeddings": False}),
 }
 
