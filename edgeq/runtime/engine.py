@@ -151,7 +151,9 @@ class Engine:
         self._tokens: list[int] = []
         self._ready = 0  # how many of them are in the backend's cache
         self._checked = 0  # how many of them `_check_cache` has seen
-        self._windowed = [i for i, block in enumerate(model.config.blocks) if block.window]
+        self._windowed = [
+            i for i, block in enumerate(model.config.blocks) if block.window and not block.delta
+        ]
         self._fingerprint: str | None = None
         self._closed = False
         self.running_answers = RunningAnswers()
@@ -273,7 +275,8 @@ class Engine:
         The cache of a layer with a sliding window or a short convolution has little more than the
         positions it sees. If it no longer has
         what token ``n`` would see, the remaining tokens are run again when the sequence is
-        continued. Removing up to `edgeq.runtime.lookup.MAX_DRAFT` tokens never costs that.
+        continued. Removing up to `edgeq.runtime.lookup.MAX_DRAFT` tokens never costs that, but for
+        gated delta nets, of which this holds for the tokens of the last `forward`.
         """
         if not 0 <= n <= self.n_past:
             raise UsageError(f"cannot truncate to {n} tokens; the sequence has {self.n_past}")
@@ -335,7 +338,7 @@ class Engine:
         """
         if not self._tokens:
             raise UsageError("the sequence is empty; run some tokens before saving its state")
-        self._catch_up()
+        self._settle()
         starts = [self._run.first(i) for i in range(self.config.layers)]
         return state.save(
             path, self.config, self._model_id(), self.kv_bits, self._tokens, starts, self._run.read,
@@ -364,7 +367,7 @@ class Engine:
         """
         if not self._tokens:
             raise UsageError("the sequence is empty; run some tokens before copying its state")
-        self._catch_up()
+        self._settle()
         layers = []
         for layer in range(self.config.layers):
             start = self._run.first(layer)
@@ -446,16 +449,24 @@ class Engine:
         """
         if self._closed:
             raise UsageError("the engine is closed; make another one, or close it later")
-        if any(
+        lost = any(
             self._run.first(i) > self.config.blocks[i].first_seen(self._ready)
             for i in self._windowed
-        ):
+        )
+        if lost or not self._run.resumes(self._ready):
             self._ready = 0
             self._run.truncate(0)
         if self._ready < self.n_past:
             ids = np.array(self._tokens[self._ready :], np.int64)
             self._run.forward(ids, self._ready, 1)
             self._ready = self.n_past
+
+    def _settle(self) -> None:
+        """Catch up, and have the states of gated delta nets be those after the last token."""
+        self._catch_up()
+        if not self._run.settle(self.n_past):
+            last = np.array(self._tokens[-1:], np.int64)
+            self._run.forward(last, self.n_past - 1, 1)
 
     def _model_id(self) -> str:
         if self._fingerprint is None:
