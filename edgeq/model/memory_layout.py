@@ -252,13 +252,13 @@ def buffers(config: ModelConfig, context: int, threads: int, sequences: int = 1)
     if any(block.mixer == "short_conv" for block in c.blocks):
         q, kv = max(q, hidden), max(kv, hidden)  # its three inputs lie in the rows of q, k and v
     att, gate, mixed = q, 0, 0
-    for block in c.blocks:
-        if block.output_gate:
+    for spec in c.blocks:
+        if spec.output_gate:
             gate = max(gate, round_up(c.heads * c.head_dim, _WIDTH))
-        if block.delta:  # its four inputs lie in the rows of q, k, v and g
-            heads = round_up(block.delta.value_heads + TILE, _WIDTH)
-            mixed = max(mixed, round_up(block.delta.values, _WIDTH))
-            q, gate = max(q, round_up(block.delta.channels, _WIDTH)), max(gate, heads)
+        if spec.delta:  # its four inputs lie in the rows of q, k, v and g
+            heads = round_up(spec.delta.value_heads + TILE, _WIDTH)
+            mixed = max(mixed, round_up(spec.delta.values, _WIDTH))
+            q, gate = max(q, round_up(spec.delta.channels, _WIDTH)), max(gate, heads)
             kv = max(kv, mixed, heads)
     acts = max(hidden, ffn, att, mixed) // 32 * ACT_BLOCK
     part = part_bytes(c.head_dim)

@@ -268,7 +268,9 @@ def test_prefill_and_steps_agree_past_a_block_of_queries(family: str) -> None:
     cache = reference.new_cache()
     steps = np.stack([reference.forward([t], cache, all_logits=False) for t in tokens])
     assert cache.n_past == tokens.size
-    np.testing.assert_allclose(steps, whole, atol=2e-5)
+    # a recurrent state carries each rounding of the products on
+    recurrent = any(block.delta for block in model.config.blocks)
+    np.testing.assert_allclose(steps, whole, atol=1e-4 if recurrent else 2e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

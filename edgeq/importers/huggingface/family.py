@@ -79,6 +79,8 @@ class Family:
         fused: stored tensor -> the parts whose rows it holds, one after the other.
         fused_by_head: the same of a tensor whose rows are those of each part for the first head,
             then those of each part for the second, and so on.
+        left_out: beginnings of the names of tensors that take no part in the answer to a text ->
+            what they are. How many there are is said in the model's provenance.
         text_config: the decoder of a vision-language model lies in this key of its configuration,
             and its tensors' names begin with `prefix`.
         prefix: see `text_config`.
@@ -107,6 +109,7 @@ class Family:
     interleaved: bool = False
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fused_by_head: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
     text_config: str | None = None
     prefix: str = ""
     gguf: Architecture | None = None

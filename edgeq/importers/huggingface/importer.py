@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from edgeq.core.errors import FormatError
 from edgeq.formats.tensor import FloatTensor, Tensor
@@ -75,9 +76,14 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
         if name in convolutions:
             tensor = _channels_first(tensor, convolutions[name])
         tensors[name] = _half_split(tensor, name, model) if config.family.interleaved else tensor
-    checkpoint.check_all_read(model)
+    left_out = checkpoint.check_all_read(model, config.family.left_out)
     files = {} if headers_only else _files(folder)
-    result = Model(model, tensors, files, {"source": folder.resolve().name})
+    provenance: dict[str, Any] = {"source": folder.resolve().name}
+    if left_out:
+        provenance["left_out"] = [
+            f"{count} tensor{'s' * (count > 1)} of the {kind}" for kind, count in left_out.items()
+        ]
+    result = Model(model, tensors, files, provenance)
     result.validate()
     return result
 

@@ -292,8 +292,8 @@ def _delta_gates(mod: ir.Module) -> None:
     beta, decay, bias, rate = fn.args
     store(b, sigmoid(b, load(b, beta, V16F32, 4)), beta, 4)
     x = b.fadd(load(b, decay, V16F32, 4), load(b, bias, V16F32, 4))
-    result = exp(b, b.fmul(load(b, rate, V16F32, 4), softplus(b, x)))
-    store(b, b.select(b.fcmp_ordered("==", x, x), result, x), decay, 4)
+    power = b.fmul(load(b, rate, V16F32, 4), softplus(b, x))
+    store(b, b.select(b.fcmp_ordered("==", power, power), exp(b, power), power), decay, 4)
     b.ret_void()
 
 

@@ -544,6 +544,40 @@ def test_settings_of_qwen3_5_that_are_refused(
         assert_refused(folder, words)
 
 
+def test_what_is_left_out_of_qwen3_5_is_said(tmp_path: Path) -> None:
+    """As the published checkpoints are: with a vision part and a head that guesses ahead."""
+    folder = checkpoint(tmp_path, "qwen3_5_text")
+    want = theirs(folder)
+    config = json.loads((folder / "config.json").read_text())
+    outer = {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "model_type": "qwen3_5",
+        "text_config": config,
+        "vision_config": {},
+        "image_token_id": 60,
+    }
+    (folder / "config.json").write_text(json.dumps(outer))
+
+    def rename(tensors: dict[str, NDArray[Any]]) -> None:
+        for name in list(tensors):
+            if name.startswith("model."):
+                inner = "model.language_model." + name.removeprefix("model.")
+                tensors[inner] = tensors.pop(name)
+        tensors["mtp.fc.weight"] = np.ones((32, 64), np.float32)
+        tensors["mtp.norm.weight"] = np.ones(32, np.float32)
+        tensors["model.visual.pos_embed.weight"] = np.ones((4, 4), np.float32)
+
+    edit_tensors(folder, rename)
+    model = load(folder)
+    assert model.provenance["left_out"] == [
+        "2 tensors of the multi-token-prediction head, which only guesses tokens ahead",
+        "1 tensor of the vision part",
+    ]
+    assert np.abs(Reference(model).forward(TOKENS) - want).max() < 1e-4 * np.abs(want).max()
+    edit_tensors(folder, lambda tensors: tensors.update({"model.other.weight": np.ones(3)}))
+    assert_refused(folder, r"holds 1 tensors .*does not use: model\.other\.weight")
+
+
 def test_convolutions_as_mlx_stores_them(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, "lfm2")
     want = Reference(load(folder)).forward(TOKENS)
