@@ -19,7 +19,7 @@ from edgeq.core.cpu import available_cores
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError, check_type, unknown
 from edgeq.model.block import K_NORM, K_PROJ, V_PROJ, tensor_name
 from edgeq.model.config import ModelConfig
-from edgeq.model.kv_bits import KvBits, checked_kv_bits
+from edgeq.model.kv_bits import KvBits, checked_kv_bits, overflow_message
 from edgeq.model.memory_layout import MAX_SEQUENCES, center_span
 from edgeq.model.model import Model
 from edgeq.model.rotary import default_context
@@ -431,7 +431,7 @@ class Engine:
                     continue
                 # NaN, and infinities from infinite weights, are faults of the model
                 if not np.isnan(part).any() and self._is_sound(layer):
-                    raise UnsupportedError(_overflow(layer, name, self.kv_bits))
+                    raise UnsupportedError(overflow_message(layer, name, self.kv_bits))
                 return
 
     def _is_sound(self, layer: int) -> bool:
@@ -487,20 +487,3 @@ class Engine:
                 f"holds {self.context}; use a longer context (up to {self.config.context}) "
                 "or fewer tokens"
             )
-
-
-def _overflow(layer: int, part: str, kv_bits: int) -> str:
-    """The message about keys or values that are too large for the cache."""
-    largest = f"{np.finfo(np.float16).max:.0f}"
-    if kv_bits == 16 and part == "values":
-        return (
-            f"the float16 KV cache overflowed: layer {layer} makes values beyond {largest}, the "
-            "largest float16 number; the model's file is not at fault; run it with an 8-bit cache "
-            "(--kv-bits 8, or kv_bits=8), which has scales for them"
-        )
-    return (
-        f"the KV cache overflowed: layer {layer} makes keys or values too large for the float16 "
-        f"numbers (at most {largest}) in a cache of {kv_bits} bits; the model's file is not at "
-        "fault; divide k_proj by a power of two and multiply q_proj by it (and v_proj and o_proj "
-        "likewise), which leaves the model's answers as they are"
-    )
