@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeq.formats.schemes import QuantScheme, parse_scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers.huggingface.families import FAMILIES as FAMILY_ROWS
-from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
+from edgeq.model.block import A_LOG, BlockSpec, DeltaSpec, RopeScaling, RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
@@ -124,18 +124,29 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "layers": 3,
         "convolutions": (True, False, True),
     },
+    "qwen3_5": {
+        "rope_base": 1e7,
+        "rope_dim": 4,
+        "norm_offset": 1.0,
+        "norm_eps": 1e-6,
+        "qk_norm": "head",
+        "output_gate": True,
+        "layers": 3,
+        "delta": DeltaSpec(key_heads=2, value_heads=6, key_dim=5, value_dim=9),
+        "delta_layers": (True, True, False),
+    },
 }
 
 FAMILIES = tuple(_FAMILY)
 
-HYBRIDS = ("lfm2",)
+HYBRIDS = ("lfm2", "qwen3_5")
 """Families with layers that have no attention."""
 ATTENTION_FAMILIES = tuple(family for family in FAMILIES if family not in HYBRIDS)
 
 _OF_BLOCKS = (
     "layers", "rope_base", "rope_base_local", "rope_dim", "rope_scaling", "rope_temperature",
     "rope_layers", "window", "window_layers", "norm_before", "norm_after", "qk_norm",
-    "qk_norm_last", "convolutions",
+    "qk_norm_last", "convolutions", "output_gate", "delta", "delta_layers",
 )  # fmt: skip
 
 
@@ -152,6 +163,8 @@ def blocks(
     window: int | None = None,
     window_layers: tuple[bool, ...] = (),
     convolutions: tuple[bool, ...] = (),
+    delta: DeltaSpec | None = None,
+    delta_layers: tuple[bool, ...] = (),
     **fields: Any,
 ) -> tuple[BlockSpec, ...]:
     """Layers that differ only in their window and rotary embedding; ``fields`` are `BlockSpec`'s.
@@ -159,7 +172,7 @@ def blocks(
     The window applies to ``window_layers``, to all of them if that is empty. ``rope_base_local``
     is the base in those layers, without scaling; a temperature goes by the original context.
     Layers not in ``rope_layers`` have no positions. Layers in ``convolutions`` are short
-    convolutions of three taps.
+    convolutions of three taps, and those in ``delta_layers`` gated delta nets of four.
     """
     length = rope_scaling.original_context if rope_scaling and rope_temperature else 0
     whole = RopeSpec(rope_base, rope_dim or head_dim, rope_scaling, rope_temperature, length)
@@ -167,15 +180,20 @@ def blocks(
     windowed = window_layers or (window is not None,) * layers
     rotated = rope_layers or (True,) * layers
     convolves = convolutions or (False,) * layers
+    recurs = delta_layers or (False,) * layers
     return tuple(
-        BlockSpec(mixer="short_conv", rope=None, window=3)
+        BlockSpec(mixer="gated_delta_net", rope=None, window=4, delta=delta)
+        if recurrent
+        else BlockSpec(mixer="short_conv", rope=None, window=3)
         if convolved
         else BlockSpec(
             rope=(local if is_local else whole) if has_rope else None,
             window=window if is_local else None,
             **fields,
         )
-        for is_local, has_rope, convolved in zip(windowed, rotated, convolves, strict=True)
+        for is_local, has_rope, convolved, recurrent in zip(
+            windowed, rotated, convolves, recurs, strict=True
+        )
     )
 
 
@@ -213,6 +231,10 @@ def random_model(config: ModelConfig, seed: int = 0) -> Model:
         tensors[name] = _float(1 - config.norm_offset + 0.2 * rng.normal(size=shape))
     for name, shape in config.convolutions():
         tensors[name] = _float(rng.normal(size=shape) / math.sqrt(shape[2]))
+    for name, shape in config.delta_vectors():
+        # decays of a position between about 0.2 and 0.9
+        center = -1.0 if name.endswith(A_LOG) else 1.0 if name.endswith("weight") else 0.0
+        tensors[name] = _float(center + 0.5 * rng.normal(size=shape))
     if FAMILY_ROWS[config.family].biases == "qkv":
         for name, shape in config.biases():
             if "o_proj" not in name:

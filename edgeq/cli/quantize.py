@@ -261,6 +261,8 @@ def quantize(
     if not verify_reproducible:
         check_output(file, force)
     loaded = load(source)
+    for text in loaded.provenance.get("left_out", ()):
+        render.note(f"left out: {text}")
     if not requantize:
         refuse_quantized(loaded, source)  # before texts are read and tokenized
     if target_device is not None:

@@ -82,6 +82,28 @@ def tanh(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     return b.select(b.fcmp_ordered("==", x, x), result, x)
 
 
+def sigmoid(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """1 / (1 + e ** -x) on <16 x float>; NaN stays NaN."""
+    e = exp(b, b.fsub(floats(0.0), x))
+    result = b.fdiv(floats(1.0), b.fadd(e, floats(1.0)))
+    return b.select(b.fcmp_ordered("==", x, x), result, x)
+
+
+def softplus(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """log(1 + e ** x) on <16 x float>; NaN stays NaN.
+
+    By log(1 + u) = 2 artanh(u / (2 + u)) with u = e ** -|x|, whose series ends at the 15th power.
+    """
+    u = exp(b, b.fsub(floats(0.0), absolute(b, x)))
+    s = b.fdiv(u, b.fadd(u, floats(2.0)))
+    square = b.fmul(s, s)
+    total = floats(1 / 15)
+    for power in range(13, 0, -2):
+        total = fma(b, total, square, floats(1 / power))
+    result = fma(b, b.fadd(s, s), total, larger(b, x, floats(0.0)))
+    return b.select(b.fcmp_ordered("==", x, x), result, x)
+
+
 def activation(b: ir.IRBuilder, x: ir.Value, is_gelu: ir.Value) -> ir.Value:
     """The gate's nonlinearity on <16 x float>: GELU by tanh where ``is_gelu`` is set, else SiLU.
 

@@ -6,6 +6,7 @@ No weight is read, so that a model far larger than this machine's memory can be 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from edgeq.importers import describe
 from edgeq.model.artifact_layout import TensorLayout
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
+from edgeq.quant.rules import HEAD_GATES
 
 if TYPE_CHECKING:
     from edgeq.quant.recipe import Recipe
@@ -90,7 +92,11 @@ class ModelFacts:
     def integer(self) -> bool:
         """Whether the layers' matrices are quantized, so that prompts are read in integers."""
         floats = tuple(FLOAT_TAGS.values())
-        inner = [t for name, t in self.tensors.items() if ".layers." in name and len(t.shape) == 2]
+        inner = [
+            t
+            for name, t in self.tensors.items()
+            if ".layers." in name and len(t.shape) == 2 and not re.search(HEAD_GATES, name)
+        ]
         return all(t.scheme not in floats and t.run_bytes == t.nbytes for t in inner)
 
     @property

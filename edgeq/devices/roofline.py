@@ -17,7 +17,7 @@ from typing import Literal
 from edgeq.devices.model_header import ModelFacts
 from edgeq.devices.profile import DeviceProfile
 from edgeq.model.config import ModelConfig
-from edgeq.model.memory_layout import layer_position_bytes
+from edgeq.model.memory_layout import layer_position_bytes, state_bytes
 
 Bound = Literal["memory bandwidth", "int8 throughput"]
 
@@ -139,6 +139,7 @@ def cache_read_bytes(config: ModelConfig, cached: int, kv_bits: int) -> int:
     """Bytes of the cache that a token after ``cached`` others reads."""
     return sum(
         block.positions_seen(cached) * layer_position_bytes(config, layer, kv_bits)
+        + 2 * state_bytes(config, layer)  # read and written
         for layer, block in enumerate(config.blocks)
     )
 

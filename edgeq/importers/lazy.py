@@ -62,6 +62,25 @@ def half_split(tensor: Tensor, heads: int, rotated: int | None = None) -> Gather
     return GatheredRows(tensor, half_split_order(tensor.shape[0], heads, rotated))
 
 
+def by_head_order(rows: int, heads: int, part: int, parts: int) -> NDArray[np.intp]:
+    """Where the rows of one part lie in a tensor that holds all parts head by head, int [rows].
+
+    Args:
+        rows: how many rows the part has.
+        heads: how many heads it has.
+        part, parts: which of how many.
+
+    Example:
+        >>> from edgeq.importers.lazy import by_head_order
+        >>> by_head_order(4, 2, 1, 2).tolist()
+        [2, 3, 6, 7]
+    """
+    dim = rows // heads
+    starts = (np.arange(heads) * parts + part) * dim
+    order: NDArray[np.intp] = (starts[:, None] + np.arange(dim)).reshape(-1)
+    return order
+
+
 def half_split_order(rows: int, heads: int, rotated: int | None = None) -> NDArray[np.intp]:
     """The interleaved row that each row in half-split order is, int [rows].
 

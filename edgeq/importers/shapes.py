@@ -112,6 +112,10 @@ def random_model(
     for name, (channels, _, taps) in config.convolutions():
         weights = rng.standard_normal((channels, 1, taps), np.float32) / taps**0.5
         tensors[name] = FloatTensor("float32", weights)
+    for name, length in config.delta_vectors():
+        # all decays near a half, and norms that scale by one
+        value = 1.0 if name.endswith("weight") else 0.0
+        tensors[name] = FloatTensor("float32", np.full(length, value, np.float32))
     for name, size in biases(config):
         tensors[name] = FloatTensor("float32", rng.standard_normal(size, np.float32) / 8)
     return Model(config, tensors, provenance={"source": "random weights", "seed": seed})

@@ -1,9 +1,10 @@
 """What one layer of a decoder is, as data, and the names of the tensors it has.
 
-A layer is a mixer of positions (attention or a short convolution) followed by a gated feed-forward;
-each adds its output to the residual stream. `BlockSpec` says which norms stand before and after
-them, which positions the mixer sees and how it encodes them. A norm of attention is the norm of the
-mixer, whichever it is. Names of tensors are Hugging Face's, ``model.layers.{i}.{part}.weight``:
+A layer is a mixer of positions (attention, a short convolution or a gated delta net) followed by a
+gated feed-forward; each adds its output to the residual stream. `BlockSpec` says which norms stand
+before and after them, which positions the mixer sees and how it encodes them. A norm of attention
+is the norm of the mixer, whichever it is. Names of tensors are Hugging Face's,
+``model.layers.{i}.{part}.weight``:
 
     norm before   norm after   attention in, out           feed-forward in, out
     yes           no           input, -                    post_attention, -
@@ -22,7 +23,7 @@ from typing import Any, Literal, get_args
 
 from edgeq.core.errors import FormatError, UnsupportedError
 
-Mixer = Literal["attention", "short_conv"]
+Mixer = Literal["attention", "short_conv", "gated_delta_net"]
 QKNorm = Literal["head", "all"]
 ScalingKind = Literal["linear", "llama3", "yarn", "longrope", "dynamic"]
 
@@ -32,11 +33,15 @@ MAX_LAYERS = 1 << 16
 """No model has more layers."""
 
 Q_PROJ, K_PROJ, V_PROJ = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
-O_PROJ = "self_attn.o_proj"
+O_PROJ, G_PROJ = "self_attn.o_proj", "self_attn.g_proj"
 GATE_PROJ, UP_PROJ, DOWN_PROJ = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
 Q_NORM, K_NORM = "self_attn.q_norm", "self_attn.k_norm"
 B_PROJ, C_PROJ, X_PROJ = "conv.b_proj", "conv.c_proj", "conv.x_proj"
 CONV, CONV_OUT = "conv.conv", "conv.out_proj"
+IN_QKV, IN_Z = "linear_attn.in_proj_qkv", "linear_attn.in_proj_z"
+IN_B, IN_A = "linear_attn.in_proj_b", "linear_attn.in_proj_a"
+DELTA_CONV, DELTA_NORM = "linear_attn.conv1d", "linear_attn.norm"
+DELTA_OUT, A_LOG, DT_BIAS = "linear_attn.out_proj", "linear_attn.A_log", "linear_attn.dt_bias"
 
 _ABOVE_ZERO = (
     "factor", "low_freq_factor", "high_freq_factor", "original_context", "attention_factor",
@@ -50,8 +55,11 @@ def tensor_name(layer: int, part: str) -> str:
     Example:
         >>> tensor_name(3, Q_PROJ)
         'model.layers.3.self_attn.q_proj.weight'
+        >>> tensor_name(3, A_LOG)
+        'model.layers.3.linear_attn.A_log'
     """
-    return f"model.layers.{layer}.{part}.weight"
+    name = f"model.layers.{layer}.{part}"
+    return name if part in (A_LOG, DT_BIAS) else f"{name}.weight"
 
 
 def is_count(value: Any) -> bool:
@@ -196,12 +204,71 @@ class RopeSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeltaSpec:
+    """Sizes of a gated delta net, whose state is a matrix [key_dim, value_dim] of each value head.
+
+    Args:
+        key_heads: heads of queries and keys; each serves ``value_heads / key_heads`` value heads
+            that follow one another.
+        value_heads: heads of values and of the state.
+        key_dim, value_dim: values of a head of queries and keys, and of values.
+
+    Raises:
+        FormatError: a value of the wrong type or out of range.
+
+    Example:
+        >>> edgeq.DeltaSpec(key_heads=16, value_heads=32, key_dim=128, value_dim=128).channels
+        8192
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not is_count(value) or value < 1:
+                raise FormatError(
+                    f"model config: {name} of a gated delta net is {value!r}; it must be a "
+                    "positive whole number"
+                )
+        if self.value_heads % self.key_heads:
+            raise FormatError(
+                f"model config: {self.value_heads} value heads of a gated delta net cannot share "
+                f"{self.key_heads} key heads; value_heads must be a multiple of key_heads"
+            )
+
+    @property
+    def group(self) -> int:
+        """Value heads per key head."""
+        return self.value_heads // self.key_heads
+
+    @property
+    def keys(self) -> int:
+        """Values of all key heads together."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """Values of all value heads together: the width of the mixer's output."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Queries, keys and values together: the channels of the convolution."""
+        return 2 * self.keys + self.values
+
+
+@dataclass(frozen=True, kw_only=True)
 class BlockSpec:
     """One layer of a decoder.
 
     Args:
-        mixer: what mixes positions: "attention", or "short_conv", a gated convolution over the
-            last few positions (LFM2), which has no rope and no qk_norm.
+        mixer: what mixes positions: "attention"; "short_conv", a gated convolution over the
+            last few positions (LFM2); or "gated_delta_net", a short convolution of queries, keys
+            and values whose state is a matrix of each head (Qwen 3.5). Only attention has a rope,
+            a qk_norm or an output_gate.
         norm_before: RMS norms of the inputs of attention and of the feed-forward.
         norm_after: RMS norms of their outputs, before they are added to the residual stream.
         qk_norm: RMS norm of queries and keys: "head" over the D values of
@@ -210,7 +277,11 @@ class BlockSpec:
         qk_norm_last: queries and keys are normed after they are rotated (Hunyuan).
         rope: rotary position embedding, or None for a layer without positions.
         window: how many positions the mixer sees, the current one included, or None for all. A
-            short convolution has one: the number of its taps.
+            short convolution has one: the number of its taps. That of a gated delta net is the
+            number of taps of its convolution.
+        output_gate: the output of attention is multiplied by the sigmoid of a projection of its
+            input (Qwen 3.5).
+        delta: sizes of a gated delta net; None for other mixers.
 
     Raises:
         FormatError: a value of the wrong type or out of range.
@@ -229,6 +300,8 @@ class BlockSpec:
     qk_norm_last: bool = False
     rope: RopeSpec | None
     window: int | None = None
+    output_gate: bool = False
+    delta: DeltaSpec | None = None
 
     def __post_init__(self) -> None:
         if self.mixer not in get_args(Mixer):
@@ -236,7 +309,7 @@ class BlockSpec:
                 f"model config: mixer {self.mixer!r} is not supported; "
                 f"supported: {', '.join(get_args(Mixer))}"
             )
-        for name in ("norm_before", "norm_after", "qk_norm_last"):
+        for name in ("norm_before", "norm_after", "qk_norm_last", "output_gate"):
             if not isinstance(getattr(self, name), bool):
                 raise FormatError(
                     f"model config: {name} is {getattr(self, name)!r}; it must be true or false"
@@ -262,19 +335,25 @@ class BlockSpec:
                 f"model config: window is {self.window!r}; it must be a positive number of tokens "
                 "or absent"
             )
-        if self.mixer == "short_conv":
-            self._check_short_conv()
+        if self.mixer != "attention":
+            self._check_without_attention()
+        if (self.mixer == "gated_delta_net") != isinstance(self.delta, DeltaSpec):
+            raise FormatError(
+                f"model config: delta is {self.delta!r} and mixer {self.mixer!r}; it must be a "
+                "DeltaSpec for a gated delta net, and absent for other mixers"
+            )
 
-    def _check_short_conv(self) -> None:
+    def _check_without_attention(self) -> None:
+        kind = "short convolution" if self.mixer == "short_conv" else "gated delta net"
         if self.window is None:
             raise FormatError(
-                "model config: window is absent; a short convolution needs it, as the number of "
-                "positions that it sees"
+                f"model config: window is absent; a {kind} needs it, as the number of positions "
+                f"that {'it' if self.mixer == 'short_conv' else 'its convolution'} sees"
             )
-        for name in ("rope", "qk_norm"):
-            if getattr(self, name) is not None:
+        for name in ("rope", "qk_norm", "output_gate"):
+            if getattr(self, name):
                 raise FormatError(
-                    f"model config: {name} is {getattr(self, name)!r}; a short convolution has "
+                    f"model config: {name} is {getattr(self, name)!r}; a {kind} has "
                     "none, so it must be absent"
                 )
 

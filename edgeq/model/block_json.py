@@ -11,7 +11,14 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from edgeq.core.errors import FormatError
-from edgeq.model.block import MAX_LAYERS, BlockSpec, RopeScaling, RopeSpec, is_count
+from edgeq.model.block import (
+    MAX_LAYERS,
+    BlockSpec,
+    DeltaSpec,
+    RopeScaling,
+    RopeSpec,
+    is_count,
+)
 
 FLAT_KEYS = (
     "layers", "rope_theta", "rope_theta_local", "rope_dim", "rope_scaling", "window",
@@ -100,8 +107,9 @@ def blocks_from_flat(data: Mapping[str, Any]) -> tuple[BlockSpec, ...]:
 def _described(block: BlockSpec) -> dict[str, Any]:
     """A block without the keys that it does not need and that older readers do not know."""
     values = asdict(block)
-    if not block.qk_norm_last:
-        del values["qk_norm_last"]
+    for name in ("qk_norm_last", "output_gate", "delta"):
+        if not values[name]:
+            del values[name]
     rope = values["rope"]
     if rope is not None:
         values["rope"] = _without_defaults(RopeSpec, rope)
@@ -124,6 +132,8 @@ def _block(described: Any) -> BlockSpec:
     if values.get("rope") is not None:
         rope = _object("rope", values["rope"])
         values["rope"] = RopeSpec(**{**rope, "scaling": _scaling(rope.get("scaling"))})
+    if values.get("delta") is not None:
+        values["delta"] = DeltaSpec(**_object("delta", values["delta"]))
     return BlockSpec(**values)
 
 

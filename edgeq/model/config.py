@@ -8,12 +8,22 @@ from typing import Any, Literal, get_args
 
 from edgeq.core.errors import FormatError, check_type
 from edgeq.model.block import (
+    A_LOG,
     B_PROJ,
     C_PROJ,
     CONV,
     CONV_OUT,
+    DELTA_CONV,
+    DELTA_NORM,
+    DELTA_OUT,
     DOWN_PROJ,
+    DT_BIAS,
+    G_PROJ,
     GATE_PROJ,
+    IN_A,
+    IN_B,
+    IN_QKV,
+    IN_Z,
     K_NORM,
     K_PROJ,
     MAX_LAYERS,
@@ -166,7 +176,9 @@ class ModelConfig:
     def mix_width(self) -> int:
         """Most values of a position that the mixer of a layer gives to its output projection."""
         widths = {"attention": self.heads * self.head_dim, "short_conv": self.hidden}
-        return max(widths[block.mixer] for block in self.blocks)
+        return max(
+            block.delta.values if block.delta else widths[block.mixer] for block in self.blocks
+        )
 
     @property
     def ropes(self) -> tuple[RopeSpec, ...]:
@@ -207,10 +219,18 @@ class ModelConfig:
             if block.mixer == "short_conv":
                 for part in (B_PROJ, C_PROJ, X_PROJ, CONV_OUT):
                     yield tensor_name(i, part), (self.hidden, self.hidden)
+            elif block.delta is not None:
+                yield tensor_name(i, IN_QKV), (block.delta.channels, self.hidden)
+                yield tensor_name(i, IN_Z), (block.delta.values, self.hidden)
+                yield tensor_name(i, IN_B), (block.delta.value_heads, self.hidden)
+                yield tensor_name(i, IN_A), (block.delta.value_heads, self.hidden)
+                yield tensor_name(i, DELTA_OUT), (self.hidden, block.delta.values)
             else:
                 yield tensor_name(i, Q_PROJ), (q, self.hidden)
                 yield tensor_name(i, K_PROJ), (kv, self.hidden)
                 yield tensor_name(i, V_PROJ), (kv, self.hidden)
+                if block.output_gate:
+                    yield tensor_name(i, G_PROJ), (q, self.hidden)
                 yield tensor_name(i, O_PROJ), (self.hidden, q)
             yield tensor_name(i, GATE_PROJ), (self.ffn, self.hidden)
             yield tensor_name(i, UP_PROJ), (self.ffn, self.hidden)
@@ -219,7 +239,7 @@ class ModelConfig:
             yield "lm_head.weight", (self.vocab, self.hidden)
 
     def norms(self) -> Iterator[tuple[str, tuple[int]]]:
-        """Names and shapes of every norm weight."""
+        """Names and shapes of every norm weight, but for those inside gated delta nets."""
         for i, block in enumerate(self.blocks):
             q, k = self.heads * self.head_dim, self.kv_heads * self.head_dim
             if block.qk_norm == "head":
@@ -238,17 +258,28 @@ class ModelConfig:
         yield "model.norm.weight", (self.hidden,)
 
     def convolutions(self) -> Iterator[tuple[str, tuple[int, int, int]]]:
-        """Names and shapes [hidden, 1, taps] of the weights of short convolutions."""
+        """Names and shapes [channels, 1, taps] of the weights of short convolutions."""
         for i, block in enumerate(self.blocks):
-            if block.mixer == "short_conv":
+            if block.mixer != "attention":
                 assert block.window is not None  # checked by the block
-                yield tensor_name(i, CONV), (self.hidden, 1, block.window)
+                part = DELTA_CONV if block.delta else CONV
+                channels = block.delta.channels if block.delta else self.hidden
+                yield tensor_name(i, part), (channels, 1, block.window)
+
+    def delta_vectors(self) -> Iterator[tuple[str, tuple[int]]]:
+        """Names and shapes of the vectors of gated delta nets."""
+        for i, block in enumerate(self.blocks):
+            if block.delta is not None:
+                yield tensor_name(i, A_LOG), (block.delta.value_heads,)
+                yield tensor_name(i, DT_BIAS), (block.delta.value_heads,)
+                yield tensor_name(i, DELTA_NORM), (block.delta.value_dim,)
 
     def floats(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Names and shapes of all weights that no matrix is made of and that stay floating point:
-        norms and short convolutions."""
+        norms, short convolutions, and the vectors of gated delta nets."""
         yield from self.norms()
         yield from self.convolutions()
+        yield from self.delta_vectors()
 
     def biases(self) -> Iterator[tuple[str, tuple[int]]]:
         """Names and shapes of the biases a family may have (they are optional tensors)."""

@@ -10,9 +10,14 @@ every builder, so that results of two backends can be compared and the first tha
     layers.{i}.q_norm, .k_norm       [T, H, D], [T, Hkv, D]        if qk_norm is "head"
                                      [T, H*D], [T, Hkv*D]          if qk_norm is "all"
     layers.{i}.q_rope, .k_rope       [T, H, D], [T, Hkv, D]        if the layer has positions
+    layers.{i}.g                     [T, H*D]                      if output_gate
     layers.{i}.b, .c, .x             [T, hidden] each, of a short convolution in place of q, k, v
+    layers.{i}.qkv, .z               [T, channels], [T, values]: of a gated delta net in place of
+    layers.{i}.beta, .decay          [T, value heads] twice        q, k, v; before their functions
     layers.{i}.mix                   [T, H*D]  attention's weighted values, or
-                                     [T, hidden]  c * convolution of (b * x)
+                                     [T, hidden]  c * convolution of (b * x), or
+                                     [T, values]  what a gated delta net reads of its state
+    layers.{i}.gated_mix             [T, H*D]                      if output_gate
     layers.{i}.o                     [T, hidden]
     layers.{i}.attn_post_norm        [T, hidden]                   if norm_after
     layers.{i}.attn_scaled           [T, hidden]                   if residual_scale is not 1
@@ -44,8 +49,14 @@ from edgeq.model.block import (
     C_PROJ,
     CONV,
     CONV_OUT,
+    DELTA_OUT,
     DOWN_PROJ,
+    G_PROJ,
     GATE_PROJ,
+    IN_A,
+    IN_B,
+    IN_QKV,
+    IN_Z,
     K_NORM,
     K_PROJ,
     O_PROJ,
@@ -55,6 +66,7 @@ from edgeq.model.block import (
     V_PROJ,
     X_PROJ,
     BlockSpec,
+    Mixer,
     RopeSpec,
     tensor_name,
 )
@@ -63,9 +75,9 @@ from edgeq.model.config import ModelConfig
 V = TypeVar("V")
 
 LAYER_STEPS = (
-    "attn_norm", "q", "k", "v", "q_norm", "k_norm", "q_rope", "k_rope", "b", "c", "x", "mix", "o",
-    "attn_post_norm", "attn_scaled", "attn_out", "mlp_norm", "gate", "up", "act", "down",
-    "mlp_post_norm", "mlp_scaled", "out",
+    "attn_norm", "q", "k", "v", "g", "q_norm", "k_norm", "q_rope", "k_rope", "b", "c", "x", "qkv",
+    "z", "beta", "decay", "mix", "gated_mix", "o", "attn_post_norm", "attn_scaled", "attn_out",
+    "mlp_norm", "gate", "up", "act", "down", "mlp_post_norm", "mlp_scaled", "out",
 )  # fmt: skip
 """What follows ``layers.{i}.`` in the name of a result, in order.
 
@@ -74,6 +86,11 @@ HEAD_STEPS = ("head", "head_scaled", "logits")
 """Names of the results that have a row for each position, or one for the last."""
 OUTER_STEPS = ("embed", "final_norm", *HEAD_STEPS)
 """Names of the results before and after the layers."""
+
+
+_OUT_PROJ: dict[Mixer, str] = {
+    "attention": O_PROJ, "short_conv": CONV_OUT, "gated_delta_net": DELTA_OUT,
+}  # fmt: skip
 
 
 class Builder(Protocol[V]):
@@ -111,6 +128,16 @@ class Builder(Protocol[V]):
         Positions before the first of the sequence are zero. The layer's cache keeps b * x of the
         last ``config.blocks[layer].window`` - 1 positions for the next pass.
         """
+
+    def delta_net(self, name: str, layer: int, qkv: V, z: V, beta: V, decay: V) -> V:
+        """The gated delta rule (`edgeq.model.delta_rule`) on a layer's projections: [T, values].
+
+        The layer's cache keeps the state, and qkv of the last ``config.blocks[layer].window`` - 1
+        positions.
+        """
+
+    def output_gate(self, name: str, x: V, gate: V) -> V:
+        """x * sigmoid(gate), both [T, H*D]."""
 
     def gated(self, name: str, gate: V, up: V) -> V:
         """activation(gate) * up, both [T, ffn]."""
@@ -157,9 +184,16 @@ def attention_mix(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
         gate_out = b.linear(at + "c", h, tensor_name(i, C_PROJ))
         x = b.linear(at + "x", h, tensor_name(i, X_PROJ))
         return b.short_conv(at + "mix", i, gate_in, gate_out, x, tensor_name(i, CONV))
+    if block.mixer == "gated_delta_net":
+        qkv = b.linear(at + "qkv", h, tensor_name(i, IN_QKV))
+        z = b.linear(at + "z", h, tensor_name(i, IN_Z))
+        beta = b.linear(at + "beta", h, tensor_name(i, IN_B))
+        decay = b.linear(at + "decay", h, tensor_name(i, IN_A))
+        return b.delta_net(at + "mix", i, qkv, z, beta, decay)
     q = b.linear(at + "q", h, tensor_name(i, Q_PROJ))
     k = b.linear(at + "k", h, tensor_name(i, K_PROJ))
     v = b.linear(at + "v", h, tensor_name(i, V_PROJ))
+    gate = b.linear(at + "g", h, tensor_name(i, G_PROJ)) if block.output_gate else None
     if block.qk_norm == "all":
         q = b.norm(at + "q_norm", q, tensor_name(i, Q_NORM))
         k = b.norm(at + "k_norm", k, tensor_name(i, K_NORM))
@@ -175,12 +209,13 @@ def attention_mix(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
     if block.qk_norm_last:
         q = b.norm(at + "q_norm", q, tensor_name(i, Q_NORM))
         k = b.norm(at + "k_norm", k, tensor_name(i, K_NORM))
-    return b.attend(at + "mix", i, q, k, v)
+    mix = b.attend(at + "mix", i, q, k, v)
+    return mix if gate is None else b.output_gate(at + "gated_mix", mix, gate)
 
 
 def attention_out(b: Builder[V], config: ModelConfig, i: int, mix: V) -> V:
     """What the mixer adds to the residual stream [T, hidden], from `attention_mix`'s result."""
-    part = CONV_OUT if config.blocks[i].mixer == "short_conv" else O_PROJ
+    part = _OUT_PROJ[config.blocks[i].mixer]
     out = b.linear(f"layers.{i}.o", mix, tensor_name(i, part))
     out = _normed(b, f"layers.{i}.attn_post_norm", i, out, config.blocks[i].attention_post_norm)
     return _branch(b, config, f"layers.{i}.attn_scaled", out)

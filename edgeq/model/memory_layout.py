@@ -5,7 +5,8 @@ with them, so that each size is defined once.
 
     cache     per layer, for `cache_length` positions; a windowed layer keeps only what its window,
               a batch and a guess that is taken back need, and a short convolution its inputs at
-              the positions it sees and those of such a guess
+              the positions it sees and those of such a guess; so does a gated delta net, beside
+              two copies of its state, one of them before such a guess
     scratch   float32 rows of a batch and of each thread (`Buffers`), rotary tables, norms, logits
 
 All numbers of the cache are padded as the kernels want them: heads to 32 dimensions (values in
@@ -32,6 +33,8 @@ BATCH = 128
 """Tokens per prefill pass: enough to reuse unpacked weights, few enough to keep buffers small."""
 MAX_DRAFT = 64
 """Most tokens guessed at once."""
+STATE_COPIES = 2
+"""Copies of the state of a gated delta net: the current one, and one from before."""
 DRAFT_CONTEXT = 1024
 """Context of a draft model, in tokens. When it is full, the model restarts on the last tokens."""
 MAX_SEQUENCES = 64
@@ -63,7 +66,7 @@ def cache_length(block: BlockSpec, context: int, kv_bits: int = 8) -> int:
     when a guess has been taken back; and positions that share a center are lost as a whole. The
     inputs of a short convolution are stored when its batch has been read.
     """
-    if block.mixer == "short_conv":
+    if block.mixer != "attention":
         assert block.window is not None  # checked by the block
         return min(context, block.window + MAX_DRAFT)
     length = round_up(context, CHUNK)
@@ -105,17 +108,42 @@ def kv_bytes(config: ModelConfig, context: int, kv_bits: int = 8) -> int:
     """
     return sum(
         cache_length(block, context, kv_bits) * layer_position_bytes(config, layer, kv_bits)
+        + STATE_COPIES * state_bytes(config, layer)
         for layer, block in enumerate(config.blocks)
     )
+
+
+def input_width(config: ModelConfig, layer: int) -> int:
+    """Floats that a layer without attention keeps of a position: the inputs of its convolution.
+
+    Those of a gated delta net are qkv, beta and decay.
+    """
+    delta = config.blocks[layer].delta
+    return config.hidden if delta is None else delta.channels + 2 * delta.value_heads
+
+
+def state_shape(config: ModelConfig, layer: int) -> tuple[int, int, int]:
+    """Shape of the state of a layer that is a gated delta net: value heads, key_dim, value_dim."""
+    delta = config.blocks[layer].delta
+    assert delta is not None
+    return delta.value_heads, delta.key_dim, delta.value_dim
+
+
+def state_bytes(config: ModelConfig, layer: int) -> int:
+    """Bytes of one copy of the state of a layer, rows padded to `TILE`; 0 for other mixers."""
+    if config.blocks[layer].delta is None:
+        return 0
+    heads, keys, values = state_shape(config, layer)
+    return heads * keys * round_up(values, TILE) * _FLOAT
 
 
 def layer_position_bytes(config: ModelConfig, layer: int, kv_bits: int = 8) -> int:
     """Bytes that one position takes in the cache of a layer, whichever its mixer is.
 
-    Of a short convolution: its input in float32.
+    Of a short convolution or gated delta net: its inputs in float32.
     """
-    if config.blocks[layer].mixer == "short_conv":
-        return config.hidden * _FLOAT
+    if config.blocks[layer].mixer != "attention":
+        return input_width(config, layer) * _FLOAT
     return position_bytes(config, kv_bits)
 
 
@@ -152,6 +180,10 @@ def attention_work(config: ModelConfig) -> dict[str, tuple[int, int]]:
         probabilities  quantized [rows, CHUNK], or one partial result
         parts, totals  partial results [rows]: of a chunk, and of all chunks so far
         spans          int64 [2, rows]: the first position each row sees, and the end
+
+    and for a gated delta net, padded to whole vectors:
+
+        delta          float32: q, k, v and what is read of one head; strengths and decays
     """
     rows = query_block(config) * config.group
     dim, part = round_up(config.head_dim, 32), part_bytes(config.head_dim)
@@ -165,6 +197,12 @@ def attention_work(config: ModelConfig) -> dict[str, tuple[int, int]]:
         "totals": rows * part,
         "spans": 2 * rows * 8,
     }
+    deltas = {block.delta for block in config.blocks if block.delta}
+    if deltas:
+        sizes["delta"] = _FLOAT * max(
+            2 * (round_up(d.key_dim, TILE) + round_up(d.value_dim, TILE) + round_up(d.group, TILE))
+            for d in deltas
+        )
     layout, offset = {}, 0
     for name, size in sizes.items():
         layout[name] = (offset, size)
@@ -182,7 +220,8 @@ class Buffers:
     """Sizes of the decoder's rows and scratch.
 
     Attributes:
-        hidden, ffn, q, kv: floats of a row.
+        hidden, ffn, att, mixed, kv: floats of a row; att is of attention's output, mixed of that
+            of a gated delta net.
         acts: bytes of a row of quantized activations.
         part: bytes of a partial result of attention.
         chunks: chunks of the context.
@@ -193,7 +232,8 @@ class Buffers:
 
     hidden: int
     ffn: int
-    q: int
+    att: int
+    mixed: int
     kv: int
     acts: int
     part: int
@@ -211,7 +251,16 @@ def buffers(config: ModelConfig, context: int, threads: int, sequences: int = 1)
     q, kv = (round_up(heads * c.head_dim, _WIDTH) for heads in (c.heads, c.kv_heads))
     if any(block.mixer == "short_conv" for block in c.blocks):
         q, kv = max(q, hidden), max(kv, hidden)  # its three inputs lie in the rows of q, k and v
-    acts = max(hidden, ffn, q) // 32 * ACT_BLOCK
+    att, gate, mixed = q, 0, 0
+    for spec in c.blocks:
+        if spec.output_gate:
+            gate = max(gate, round_up(c.heads * c.head_dim, _WIDTH))
+        if spec.delta:  # its four inputs lie in the rows of q, k, v and g
+            heads = round_up(spec.delta.value_heads + TILE, _WIDTH)
+            mixed = max(mixed, round_up(spec.delta.values, _WIDTH))
+            q, gate = max(q, round_up(spec.delta.channels, _WIDTH)), max(gate, heads)
+            kv = max(kv, mixed, heads)
+    acts = max(hidden, ffn, att, mixed) // 32 * ACT_BLOCK
     part = part_bytes(c.head_dim)
     chunks = -(-context // CHUNK)
     block = query_block(c)
@@ -223,7 +272,7 @@ def buffers(config: ModelConfig, context: int, threads: int, sequences: int = 1)
         "q": (max(batch, sequences), q),
         "k": (max(batch, sequences), kv),
         "v": (max(batch, sequences), kv),
-        "att": (rows, q),
+        "att": (rows, att),
         "gate": (max(batch, sequences), ffn),
         "up": (max(batch, sequences), ffn),
         "acts": (rows, acts // _FLOAT),
@@ -232,7 +281,11 @@ def buffers(config: ModelConfig, context: int, threads: int, sequences: int = 1)
         "sync": (SYNC_BYTES // _FLOAT,),
         "logits": (sequences, round_up(c.vocab, TILE)),
     }
-    return Buffers(hidden, ffn, q, kv, acts, part, chunks, block, work, arrays)
+    if gate:
+        arrays["g"] = (max(batch, sequences), gate)
+    if mixed:
+        arrays["mixed"] = (max(batch, sequences), mixed)
+    return Buffers(hidden, ffn, att, mixed, kv, acts, part, chunks, block, work, arrays)
 
 
 def scratch_bytes(config: ModelConfig, context: int, threads: int, sequences: int = 1) -> int:

@@ -7,10 +7,17 @@ by its importer (Phi-3's fused projections are split, GGUF's names mapped):
     model.layers.{i}.input_layernorm.weight       [hidden]        if norm_before
     model.layers.{i}.self_attn.{q,k,v}_proj.weight  [H*D | Hkv*D, hidden]   (.bias optional)
     model.layers.{i}.self_attn.{q,k}_norm.weight  [D], or with qk_norm "all" [H*D | Hkv*D]
+    model.layers.{i}.self_attn.g_proj.weight      [H*D, hidden]   of an output gate
     model.layers.{i}.self_attn.o_proj.weight      [hidden, H*D]
     model.layers.{i}.conv.{b,c,x}_proj.weight     [hidden, hidden]  of a short convolution, in place
     model.layers.{i}.conv.conv.weight             [hidden, 1, taps] of all parts of self_attn
     model.layers.{i}.conv.out_proj.weight         [hidden, hidden]
+    model.layers.{i}.linear_attn.in_proj_{qkv,z}.weight  [channels | values, hidden]  of a gated
+    model.layers.{i}.linear_attn.in_proj_{b,a}.weight    [value heads, hidden]        delta net, in
+    model.layers.{i}.linear_attn.conv1d.weight    [channels, 1, taps]                 place of all
+    model.layers.{i}.linear_attn.{A_log,dt_bias}  [value heads]                       parts of
+    model.layers.{i}.linear_attn.norm.weight      [value_dim]                         self_attn
+    model.layers.{i}.linear_attn.out_proj.weight  [hidden, values]
     model.layers.{i}.post_attention_layernorm.weight    [hidden]  see `edgeq.model.block`
     model.layers.{i}.pre_feedforward_layernorm.weight   [hidden]  if norm_before and norm_after
     model.layers.{i}.post_feedforward_layernorm.weight  [hidden]  if norm_after

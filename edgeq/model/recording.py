@@ -5,9 +5,13 @@ from it what calibration, transforms and profiling have to know of a layer:
 
     kind       linears    input                                 source
     attn_in    q, k, v    norm of x, or x          [T, hidden]  the norm, or None
+               (and g)
     attn_out   o          attention's mix of v     [T, H*D]     v
     attn_in    b, c, x    norm of x, or x          [T, hidden]  the norm, or None
     attn_out   o          short convolution        [T, hidden]  c
+    attn_in    qkv, z,    norm of x, or x          [T, hidden]  the norm, or None
+               beta, decay
+    attn_out   o          gated delta net          [T, values]  None
     mlp_in     gate, up   norm of x, or x          [T, hidden]  the norm, or None
     mlp_out    down       activation(gate) * up    [T, ffn]     up
     head       head       last norm of x           [T, hidden]  the norm
@@ -35,7 +39,7 @@ class RecordedOperation:
         name: of the result, as `edgeq.model.decoder` lists them.
         inputs: the values that it is computed from.
         weight: name of the tensor it uses, or "".
-        layer: of "attend" and "short_conv".
+        layer: of "attend", "short_conv" and "delta_net".
         rope: of "rope".
         number: of "scaled" and "capped".
     """
@@ -108,6 +112,24 @@ class RecordingBuilder:
     ) -> RecordedOperation:
         """A gated short convolution."""
         return self._record("short_conv", name, b, c, x, layer=layer, weight=weight)
+
+    def delta_net(
+        self,
+        name: str,
+        layer: int,
+        qkv: RecordedOperation,
+        z: RecordedOperation,
+        beta: RecordedOperation,
+        decay: RecordedOperation,
+    ) -> RecordedOperation:
+        """A gated delta net."""
+        return self._record("delta_net", name, qkv, z, beta, decay, layer=layer)
+
+    def output_gate(
+        self, name: str, x: RecordedOperation, gate: RecordedOperation
+    ) -> RecordedOperation:
+        """x * sigmoid(gate)."""
+        return self._record("output_gate", name, x, gate)
 
     def gated(self, name: str, gate: RecordedOperation, up: RecordedOperation) -> RecordedOperation:
         """activation(gate) * up."""
@@ -190,21 +212,27 @@ def linear_groups(config: ModelConfig) -> tuple[LinearGroup, ...]:
     return tuple(groups)
 
 
+_MIXED = ("attend", "short_conv", "delta_net", "output_gate")
+"""Kinds of operations that end a mixer."""
+
+
 def _kind(linear: RecordedOperation, users: dict[int, list[RecordedOperation]]) -> GroupKind:
     if linear.kind == "logits":
         return "head"
-    if linear.inputs[0].kind in ("attend", "short_conv"):
+    if linear.inputs[0].kind in _MIXED:
         return "attn_out"
     if linear.inputs[0].kind == "gated":
         return "mlp_out"
     user = users[id(linear)][0]
     while user.kind in ("heads", "norm", "rope"):
         user = users[id(user)][0]
-    return "attn_in" if user.kind in ("attend", "short_conv") else "mlp_in"
+    return "attn_in" if user.kind in _MIXED else "mlp_in"
 
 
 def _source(value: RecordedOperation) -> str | None:
     """The weight that each column of a value is proportional to."""
+    if value.kind == "output_gate":
+        value = value.inputs[0]
     if value.kind == "short_conv":
         return value.inputs[1].weight  # c
     if value.kind in ("attend", "gated"):  # the last input is v, or up

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UsageError, check_type
 from edgeq.formats.tensor import Tensor
-from edgeq.model.block import RopeSpec
+from edgeq.model.block import A_LOG, DELTA_CONV, DELTA_NORM, DT_BIAS, RopeSpec, tensor_name
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import decoder
+from edgeq.model.delta_rule import DeltaWeights, delta_output, sigmoid
 from edgeq.model.formulas import (
     Array,
     Linear,
@@ -204,6 +205,26 @@ class Reference:
         """Append b * x to the layer's state; c times its convolution: [T, hidden]."""
         mixed = self._cache.convolve(layer, b * x, self._vector(weight))
         return self._result(name, c * mixed)
+
+    def delta_net(
+        self, name: str, layer: int, qkv: Array, z: Array, beta: Array, decay: Array
+    ) -> Array:
+        """Append qkv, beta and decay to the layer's state; what it gives: [T, values]."""
+        weights = self.delta_weights(layer)
+        read = self._cache.recur(layer, np.concatenate([qkv, beta, decay], axis=-1), weights)
+        return self._result(name, delta_output(weights, read, z))
+
+    def delta_weights(self, layer: int) -> DeltaWeights:
+        """What a gated delta net has beside its matrices."""
+        taps, a_log, dt_bias, norm = (
+            self._vector(tensor_name(layer, part))
+            for part in (DELTA_CONV, A_LOG, DT_BIAS, DELTA_NORM)
+        )
+        return DeltaWeights(taps, a_log, dt_bias, norm, self.config.norm_eps)
+
+    def output_gate(self, name: str, x: Array, gate: Array) -> Array:
+        """x * sigmoid(gate)."""
+        return self._result(name, x * sigmoid(gate))
 
     def gated(self, name: str, gate: Array, up: Array) -> Array:
         """activation(gate) * up."""

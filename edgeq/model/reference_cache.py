@@ -1,6 +1,7 @@
 """The cache of the reference: as many positions as are appended, all of them kept.
 
-That is the keys and values of attention, and the inputs of short convolutions.
+That is the keys and values of attention, and the inputs of short convolutions and of gated delta
+nets, whose state is computed from them again where positions are taken back.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.model.config import ModelConfig
+from edgeq.model.delta_rule import DeltaInputs, DeltaWeights, delta_inputs, delta_step
 from edgeq.model.formulas import Array, attend_blocks, convolution, softcap, softmax
+from edgeq.model.memory_layout import input_width, state_shape
 
 
 class KV:
     """Keys and values of the positions seen so far, growing as needed.
 
     The contract a cache fulfils (the INT8 one of the runtime is another): `n_past`, `append`,
-    `attend`, `convolve`, `advance`, `truncate`.
+    `attend`, `convolve`, `recur`, `advance`, `truncate`.
 
     Args:
         config: of the model.
@@ -41,22 +44,29 @@ class KV:
         self._k: list[NDArray[Any]] = [np.empty((room, *heads), dtype) for room in rooms]
         self._v: list[NDArray[Any]] = [np.empty((room, *heads), dtype) for room in rooms]
         self._inputs = [
-            np.empty((0 if attend else capacity, config.hidden), np.float32) for attend in attends
+            np.empty((0 if attend else capacity, input_width(config, i)), np.float32)
+            for i, attend in enumerate(attends)
         ]
+        self._states = {
+            i: DeltaState(np.zeros(state_shape(config, i), np.float32))
+            for i, block in enumerate(config.blocks)
+            if block.delta
+        }
 
     def arrays(self, layer: int) -> dict[str, NDArray[Any]]:
         """What is stored of a layer, by position: keys and values [capacity, Hkv, D].
 
-        Of a short convolution: its inputs [capacity, hidden].
+        Of a short convolution or gated delta net: its inputs [capacity, `input_width`].
         """
-        if self.config.blocks[layer].mixer == "short_conv":
+        if self.config.blocks[layer].mixer != "attention":
             return {"inputs": self._inputs[layer]}
         return {"keys": self._k[layer], "values": self._v[layer]}
 
     @property
     def nbytes(self) -> int:
         """Bytes held, room to grow included."""
-        return sum(a.nbytes for a in (*self._k, *self._v, *self._inputs))
+        states = (state.values.nbytes for state in self._states.values())
+        return sum(a.nbytes for a in (*self._k, *self._v, *self._inputs)) + sum(states)
 
     def convolve(self, layer: int, x: Array, weight: Array) -> Array:
         """Store x [T, hidden] at positions n_past .. n_past+T-1; its causal convolution.
@@ -69,11 +79,56 @@ class KV:
         Returns:
             float32 [T, hidden].
         """
+        self._keep_inputs(layer, x)
+        stop = self.n_past + x.shape[0]
+        first = self.config.blocks[layer].first_seen(self.n_past)
+        return convolution(self._inputs[layer][first:stop], weight)[self.n_past - first :]
+
+    def recur(self, layer: int, inputs: Array, weights: DeltaWeights) -> Array:
+        """Store the inputs of a gated delta net at positions n_past ..; what it reads there.
+
+        Args:
+            layer: of the model.
+            inputs: [T, `input_width`]: qkv, beta and decay of each position.
+            weights: of the layer.
+
+        Returns:
+            float32 [T, value_heads, value_dim].
+        """
+        self._keep_inputs(layer, inputs)
+        block, stop = self.config.blocks[layer], self.n_past + inputs.shape[0]
+        assert block.delta is not None
+        kept = self._states[layer]
+        if kept.position != self.n_past:
+            kept.go_back(self.n_past)
+        begin, channels = kept.position, block.delta.channels
+        first = block.first_seen(begin)
+        seen = self._inputs[layer][first:stop]
+        mixed = convolution(seen[:, :channels], weights.taps)[begin - first :]
+        beta, decay = np.split(seen[begin - first :, channels:], 2, axis=-1)
+        rows = delta_inputs(block.delta, weights, mixed, beta, decay)
+        return kept.run(rows)[self.n_past - begin :]
+
+    def state_at_end(self, layer: int, weights: DeltaWeights) -> Array:
+        """The state of a gated delta net after the positions of the sequence."""
+        kept = self._states[layer]
+        if kept.position != self.n_past:
+            self.recur(layer, self._inputs[layer][:0], weights)
+        assert kept.position == self.n_past
+        return kept.values
+
+    def resumes(self, position: int) -> bool:
+        """Whether the states of gated delta nets can be those after ``position`` positions."""
+        return all(state.reaches(position) for state in self._states.values())
+
+    def set_state(self, layer: int, position: int, values: Array) -> None:
+        """Put a state after ``position`` positions in place; none before it can be gone back to."""
+        self._states[layer] = DeltaState(values.copy(), position)
+
+    def _keep_inputs(self, layer: int, x: Array) -> None:
         stop = self.n_past + x.shape[0]
         self._inputs[layer] = grown(self._inputs[layer], stop)
         self._inputs[layer][self.n_past : stop] = x
-        first = self.config.blocks[layer].first_seen(self.n_past)
-        return convolution(self._inputs[layer][first:stop], weight)[self.n_past - first :]
 
     def append(self, layer: int, k: Array, v: Array) -> None:
         """Store k and v [T, Hkv, D] at positions n_past .. n_past+T-1 of one layer."""
@@ -122,6 +177,43 @@ class KV:
         if not 0 <= n <= self.n_past:
             raise UsageError(f"cannot truncate a cache of {self.n_past} tokens to {n}")
         self.n_past = n
+        if n == 0:
+            for layer, state in self._states.items():
+                self.set_state(layer, 0, np.zeros_like(state.values))
+
+
+class DeltaState:
+    """The state of a gated delta net after a number of positions.
+
+    Args:
+        values: float32 `state_shape`.
+        position: how many positions it has seen.
+
+    Attributes:
+        values, position: as they are now.
+    """
+
+    def __init__(self, values: Array, position: int = 0) -> None:
+        self.values, self.position = values, position
+        self._first = (values, position)
+
+    def reaches(self, position: int) -> bool:
+        """Whether the state after ``position`` positions can be computed."""
+        return position >= self._first[1]
+
+    def go_back(self, position: int) -> None:
+        """Return to the first state, from which ``position`` can be reached again."""
+        assert self.reaches(position)
+        self.values, self.position = self._first
+
+    def run(self, rows: DeltaInputs) -> Array:
+        """Go on over some positions; what is read at each, [T, value_heads, value_dim]."""
+        read = np.empty_like(rows.v)
+        for t in range(len(rows.v)):
+            one = DeltaInputs(rows.q[t], rows.k[t], rows.v[t], rows.strength[t], rows.decay[t])
+            self.values, read[t] = delta_step(self.values, one)
+        self.position += len(read)
+        return read
 
 
 def grown(array: NDArray[Any], rows: int) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeq.core.errors import UnsupportedError
-from edgeq.model.memory_layout import BATCH, layer_position_bytes
+from edgeq.model.memory_layout import BATCH, layer_position_bytes, state_bytes
 from edgeq.model.recording import GroupKind, linear_groups
 from edgeq.profiling.candidates import EngineCandidate
 from edgeq.profiling.session import Workload, random_tokens
@@ -226,9 +226,9 @@ _READ_BY: dict[str, GroupKind] = {
 def _layer_bytes(engine: Engine, layer: int, step: str, cached: int | None) -> int | None:
     """Bytes of weights, or of the cache of so many positions, that one call of a step reads."""
     c = engine.config
-    if step in ("attention", "short_conv") and cached is not None:
+    if step in ("attention", "short_conv", "delta_net") and cached is not None:
         nbytes = layer_position_bytes(c, layer, engine.kv_bits)
-        return c.blocks[layer].positions_seen(cached) * nbytes
+        return c.blocks[layer].positions_seen(cached) * nbytes + state_bytes(c, layer)
     if step not in _READ_BY:
         return None
     groups = (group for group in linear_groups(c) if group.layer == layer)

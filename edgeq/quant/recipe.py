@@ -53,7 +53,7 @@ from edgeq.quant.recipe_file import (
     readable,
     recipe_fields,
 )
-from edgeq.quant.rules import BUILT_IN, Activations, Rule, check_rounded
+from edgeq.quant.rules import BUILT_IN, HEAD_GATES, Activations, Rule, check_rounded
 
 VECTORS = FloatScheme("float32")
 """What norms and biases are kept in."""
@@ -334,7 +334,9 @@ class Recipe:
     def scheme_for(self, name: str, shape: Sequence[int]) -> Scheme:
         """The scheme of one tensor of a decoder; vectors are always floating point.
 
-        A rule of a preset does not apply to a matrix whose rows are shorter than its groups.
+        A rule of a preset does not apply to a matrix whose rows are shorter than its groups. The
+        projections to strengths and decays of gated delta nets have a row for each head, and stay
+        float32 unless a rule asks for another scheme.
         """
         matching = (
             rule.scheme
@@ -343,7 +345,8 @@ class Recipe:
             and not (rule.pattern in BUILT_IN and _too_long(rule.scheme, shape))
         )
         if len(shape) == 2:
-            return next(matching, self.default)
+            small = re.search(HEAD_GATES, name) is not None
+            return next(matching, VECTORS if small else self.default)
         return next((scheme for scheme in matching if isinstance(scheme, FloatScheme)), VECTORS)
 
     def assign(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Scheme]:

@@ -13,6 +13,9 @@ from edgeq.quant.observers import OBSERVERS
 OUTER = r"^(model\.embed_tokens|lm_head)\."
 """Embedding and head: every output depends on them, so they get 8 bits unless a rule says
 otherwise."""
+HEAD_GATES = r"\.linear_attn\.in_proj_[ab]\.weight$"
+"""Projections to one number for each head of a gated delta net: few weights, on whose results
+exponentials depend."""
 KINDS = {kind: rf"\.{kind}_proj\.weight$" for kind in ("k", "v", "down")}
 """Matrices of layers that presets give more bits."""
 BUILT_IN = (OUTER, *KINDS.values())

@@ -33,6 +33,13 @@ class Backend(Protocol):
     def truncate(self, position: int) -> None:
         """Remove everything at and past ``position``."""
 
+    def resumes(self, position: int) -> bool:
+        """Whether gated delta nets can go on at ``position``, which is not past the sequence."""
+
+    def settle(self, position: int) -> bool:
+        """Make the states of gated delta nets those after ``position`` tokens where that takes no
+        pass; whether all are."""
+
     def first(self, layer: int) -> int:
         """The first position that is still in a layer's cache; with attention a multiple of 16."""
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from edgeq.formats.packing import round_up
 from edgeq.runtime.kv_state import Parts, positions_in
+from edgeq.runtime.layer_cache import DeltaCache
 from edgeq.runtime.shared_decoder import SharedDecoder
 from edgeq.runtime.step_times import StepTimes
 
@@ -24,6 +25,7 @@ class CompiledBackend:
         self._caches = decoder.program.caches[sequence]
         self.kv_bytes = sum(cache.nbytes for cache in self._caches)
         self.scratch_bytes = decoder.scratch_bytes
+        self._deltas = [cache for cache in self._caches if isinstance(cache, DeltaCache)]
         self._starts, self._written = [0] * len(self._caches), 0
         self._finite = True
 
@@ -63,8 +65,20 @@ class CompiledBackend:
         if position == 0:
             self._starts, self._written = [0] * len(self._starts), 0
 
+    def resumes(self, position: int) -> bool:
+        """Whether gated delta nets can go on at a position."""
+        return all(cache.resumes(position) for cache in self._deltas)
+
+    def settle(self, position: int) -> bool:
+        """Whether the states of gated delta nets are, or could be made, those after a position."""
+        settled = [cache.settle(position) for cache in self._deltas]
+        return all(settled)
+
     def first(self, layer: int) -> int:
         """The first position of the sequence that is still in the layer's cache."""
+        cache = self._caches[layer]
+        if isinstance(cache, DeltaCache):
+            return cache.first
         # positions are lost with the first of their span, which is the center of all
         oldest = round_up(self._written - self._caches[layer].length, self._caches[layer].span)
         return max(self._starts[layer], oldest, 0)
@@ -78,6 +92,9 @@ class CompiledBackend:
         cache, stop = self._caches[layer], start + positions_in(parts)
         self._written = max(self._written, stop)
         self._starts[layer] = start
+        if isinstance(cache, DeltaCache):
+            cache.write(start, parts)
+            return
         skip, span = self.first(layer) - start, cache.span
         rows = {name: skip // span if name == "centers" else skip for name in parts}
         cache.write(start + skip, {name: part[rows[name] :] for name, part in parts.items()})

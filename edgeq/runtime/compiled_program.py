@@ -13,12 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.formats.packing import TILE
+from edgeq.formats.packing import TILE, round_up
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model import recording
-from edgeq.model.block import RopeSpec
-from edgeq.model.memory_layout import Buffers, attention_work, buffers, query_block
+from edgeq.model.block import A_LOG, DELTA_CONV, DELTA_NORM, DT_BIAS, RopeSpec, tensor_name
+from edgeq.model.memory_layout import (
+    Buffers,
+    attention_work,
+    buffers,
+    input_width,
+    query_block,
+)
 from edgeq.model.model import Model
 from edgeq.model.rotary import rope_tables
 from edgeq.runtime.engine_memory import EngineMemory
@@ -30,11 +36,12 @@ from edgeq.runtime.step_fusion import ProgramStep, fuse
 from edgeq.runtime.step_times import StepLabel
 
 _ROWS = {
-    "x": True, "normed": True, "branch": False, "q": False, "k": False, "v": False, "att": True,
-    "gate": False, "up": False, "acts": True,
+    "x": True, "normed": True, "branch": False, "q": False, "k": False, "v": False, "g": False,
+    "att": True, "mixed": False, "gate": False, "up": False, "acts": True,
 }  # fmt: skip
 """Buffers of rows in the order of the program's records, and whether each thread has a row of its
-own while one token is decoded. q, k, v and gate, up follow each other: a step names the first."""
+own while one token is decoded. q, k, v, g and gate, up follow each other: a step names the first.
+A program without gates and gated delta nets has no g and mixed."""
 _ROW_NUMBERS = {name: number for number, name in enumerate(_ROWS)}
 
 
@@ -88,7 +95,8 @@ class CompiledProgram:
         self.logits, self.normed = scratch["logits"], scratch["normed"]
         rows = memory.zeros(len(_ROWS), abi.ROWS)
         for row, (name, private) in zip(rows, _ROWS.items(), strict=True):
-            row["address"], row["stride"] = scratch[name].ctypes.data, scratch[name].strides[0]
+            if name in scratch:
+                row["address"], row["stride"] = scratch[name].ctypes.data, scratch[name].strides[0]
             row["private"] = private
         self.record = memory.zeros(1, abi.PROGRAM)
         program = self.record[0]
@@ -212,14 +220,46 @@ class CompiledProgram:
         self._memory.scratch_bytes += rows.nbytes
         return self._memory.address(rows, 4), len(rows)
 
+    def _delta(self, step: ProgramStep) -> int:
+        """Address of the record of a gated delta net; 0 for other steps."""
+        if step.kind != Step.DELTA_NET or step.layer is None:
+            return 0
+        config, memory, tensors = self._model.config, self._memory, self._model.tensors
+        delta = config.blocks[step.layer].delta
+        assert delta is not None
+        taps, tap_count = self._taps(tensor_name(step.layer, DELTA_CONV))
+        heads = delta.value_heads
+        vectors = memory.zeros(2 * (heads + TILE) + delta.value_dim, np.float32)
+        rate, dt_bias = vectors[:heads], vectors[heads + TILE :][:heads]
+        norm = vectors[2 * (heads + TILE) :]
+        rate[:] = -np.exp(tensors[tensor_name(step.layer, A_LOG)].numpy().astype(np.float64))
+        dt_bias[:] = tensors[tensor_name(step.layer, DT_BIAS)].numpy()
+        norm[:] = tensors[tensor_name(step.layer, DELTA_NORM)].numpy()
+        memory.scratch_bytes += 4 * (2 * heads + delta.value_dim)
+        record = {
+            "key_heads": delta.key_heads,
+            "value_heads": heads,
+            "key_dim": delta.key_dim,
+            "value_dim": delta.value_dim,
+            "channels": delta.channels,
+            "width": input_width(config, step.layer),
+            "taps": taps,
+            "tap_count": tap_count,
+            "rate": rate.ctypes.data,
+            "dt_bias": dt_bias.ctypes.data,
+            "norm": norm.ctypes.data,
+        }
+        return memory.address(self._table(abi.DELTA, [record]))
+
     def _step_records(
         self, steps: list[ProgramStep], sizes: Buffers, matrices: NDArray[Any]
     ) -> NDArray[Any]:
         """The steps as records: buffers and weights by their numbers and addresses."""
         config = self._model.config
+        gated = round_up(config.heads * config.head_dim, TILE)
         widths = {
-            "": 0, "x": sizes.hidden, "normed": sizes.hidden, "branch": sizes.hidden, "q": sizes.q,
-            "k": sizes.kv, "v": sizes.kv, "att": sizes.q, "gate": sizes.ffn, "up": sizes.ffn,
+            "x": sizes.hidden, "normed": sizes.hidden, "att": sizes.att, "mixed": sizes.mixed,
+            "gate": sizes.ffn,
         }  # fmt: skip
         records, linear = [], 0
         # whether anything reads the quantized rows of a step: float matrices do not
@@ -245,8 +285,8 @@ class CompiledProgram:
                     "branch": _ROW_NUMBERS[step.branch] if step.branch else -1,
                     "norm": self._norm(step.norm),
                     "post_norm": self._norm(step.post_norm),
-                    "width": config.hidden,
-                    "blocks": widths[step.x] // K_BLOCK if quantizes else 0,
+                    "width": gated if step.kind == Step.OUTPUT_GATE else config.hidden,
+                    "blocks": widths[step.x] // K_BLOCK if quantizes and step.x in widths else 0,
                     "linear": linear,
                     "linears": len(step.linears),
                     "activation": abi.ACTIVATIONS.index(config.activation),
@@ -254,6 +294,7 @@ class CompiledProgram:
                     "scale": step.scale,
                     "taps": taps,
                     "tap_count": tap_count,
+                    "delta": self._delta(step),
                 }
             )
             linear += len(step.linears)

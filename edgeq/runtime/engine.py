@@ -19,7 +19,7 @@ from edgeq.core.cpu import available_cores
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError, check_type, unknown
 from edgeq.model.block import K_NORM, K_PROJ, V_PROJ, tensor_name
 from edgeq.model.config import ModelConfig
-from edgeq.model.kv_bits import KvBits, checked_kv_bits
+from edgeq.model.kv_bits import KvBits, checked_kv_bits, overflow_message
 from edgeq.model.memory_layout import MAX_SEQUENCES, center_span
 from edgeq.model.model import Model
 from edgeq.model.rotary import default_context
@@ -151,7 +151,9 @@ class Engine:
         self._tokens: list[int] = []
         self._ready = 0  # how many of them are in the backend's cache
         self._checked = 0  # how many of them `_check_cache` has seen
-        self._windowed = [i for i, block in enumerate(model.config.blocks) if block.window]
+        self._windowed = [
+            i for i, block in enumerate(model.config.blocks) if block.window and not block.delta
+        ]
         self._fingerprint: str | None = None
         self._closed = False
         self.running_answers = RunningAnswers()
@@ -273,7 +275,8 @@ class Engine:
         The cache of a layer with a sliding window or a short convolution has little more than the
         positions it sees. If it no longer has
         what token ``n`` would see, the remaining tokens are run again when the sequence is
-        continued. Removing up to `edgeq.runtime.lookup.MAX_DRAFT` tokens never costs that.
+        continued. Removing up to `edgeq.runtime.lookup.MAX_DRAFT` tokens never costs that, but for
+        gated delta nets, of which this holds for the tokens of the last `forward`.
         """
         if not 0 <= n <= self.n_past:
             raise UsageError(f"cannot truncate to {n} tokens; the sequence has {self.n_past}")
@@ -335,7 +338,7 @@ class Engine:
         """
         if not self._tokens:
             raise UsageError("the sequence is empty; run some tokens before saving its state")
-        self._catch_up()
+        self._settle()
         starts = [self._run.first(i) for i in range(self.config.layers)]
         return state.save(
             path, self.config, self._model_id(), self.kv_bits, self._tokens, starts, self._run.read,
@@ -364,7 +367,7 @@ class Engine:
         """
         if not self._tokens:
             raise UsageError("the sequence is empty; run some tokens before copying its state")
-        self._catch_up()
+        self._settle()
         layers = []
         for layer in range(self.config.layers):
             start = self._run.first(layer)
@@ -428,7 +431,7 @@ class Engine:
                     continue
                 # NaN, and infinities from infinite weights, are faults of the model
                 if not np.isnan(part).any() and self._is_sound(layer):
-                    raise UnsupportedError(_overflow(layer, name, self.kv_bits))
+                    raise UnsupportedError(overflow_message(layer, name, self.kv_bits))
                 return
 
     def _is_sound(self, layer: int) -> bool:
@@ -446,16 +449,24 @@ class Engine:
         """
         if self._closed:
             raise UsageError("the engine is closed; make another one, or close it later")
-        if any(
+        lost = any(
             self._run.first(i) > self.config.blocks[i].first_seen(self._ready)
             for i in self._windowed
-        ):
+        )
+        if lost or not self._run.resumes(self._ready):
             self._ready = 0
             self._run.truncate(0)
         if self._ready < self.n_past:
             ids = np.array(self._tokens[self._ready :], np.int64)
             self._run.forward(ids, self._ready, 1)
             self._ready = self.n_past
+
+    def _settle(self) -> None:
+        """Catch up, and have the states of gated delta nets be those after the last token."""
+        self._catch_up()
+        if not self._run.settle(self.n_past):
+            last = np.array(self._tokens[-1:], np.int64)
+            self._run.forward(last, self.n_past - 1, 1)
 
     def _model_id(self) -> str:
         if self._fingerprint is None:
@@ -476,20 +487,3 @@ class Engine:
                 f"holds {self.context}; use a longer context (up to {self.config.context}) "
                 "or fewer tokens"
             )
-
-
-def _overflow(layer: int, part: str, kv_bits: int) -> str:
-    """The message about keys or values that are too large for the cache."""
-    largest = f"{np.finfo(np.float16).max:.0f}"
-    if kv_bits == 16 and part == "values":
-        return (
-            f"the float16 KV cache overflowed: layer {layer} makes values beyond {largest}, the "
-            "largest float16 number; the model's file is not at fault; run it with an 8-bit cache "
-            "(--kv-bits 8, or kv_bits=8), which has scales for them"
-        )
-    return (
-        f"the KV cache overflowed: layer {layer} makes keys or values too large for the float16 "
-        f"numbers (at most {largest}) in a cache of {kv_bits} bits; the model's file is not at "
-        "fault; divide k_proj by a power of two and multiply q_proj by it (and v_proj and o_proj "
-        "likewise), which leaves the model's answers as they are"
-    )

@@ -14,7 +14,7 @@ and its tensors are (S positions of a layer, from its start to the end of the se
     crc32           U32 [1]   of every byte of the file before it
 
 A layer with a sliding window or a short convolution may lack the beginning of the sequence; its
-start is above 0 then.
+start is above 0 then. A gated delta net has the inputs of its last positions and its state.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from edgeq.formats.safetensors_file import (
 )
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model.config import ModelConfig
-from edgeq.model.memory_layout import center_span
+from edgeq.model.memory_layout import center_span, input_width, state_shape
 from edgeq.model.model import Model
 from edgeq.model.rotary import same_ropes
 
@@ -57,19 +57,23 @@ def state_parts(
 ) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """Types and shapes of a layer's cache for some positions, whichever its mixer is.
 
-    Of a short convolution these are its inputs. The first position is a multiple of `layer_span`.
+    Of a short convolution these are its inputs, and of a gated delta net its inputs at the
+    positions, and its state after them. The first position is a multiple of `layer_span`.
 
     Returns:
         name -> (NumPy type, shape), in file order.
     """
-    if config.blocks[layer].mixer == "short_conv":
-        return {"inputs": (np.float32, (positions, config.hidden))}
+    if config.blocks[layer].mixer != "attention":
+        inputs = (np.float32, (positions, input_width(config, layer)))
+        if config.blocks[layer].delta is None:
+            return {"inputs": inputs}
+        return {"inputs": inputs, "state": (np.float32, state_shape(config, layer))}
     return layer_parts(config, kv_bits, positions)
 
 
 def layer_span(config: ModelConfig, layer: int, kv_bits: int) -> int:
     """Positions of a layer's cache that are stored together."""
-    return 1 if config.blocks[layer].mixer == "short_conv" else center_span(kv_bits)
+    return 1 if config.blocks[layer].mixer != "attention" else center_span(kv_bits)
 
 
 def positions_in(parts: Parts) -> int:

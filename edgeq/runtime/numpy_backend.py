@@ -84,6 +84,7 @@ class NumpyBackend:
             KV(c, np.float16, context) if kv_bits == 16 else IntegerKV(c, context, kv_bits)
         )
         self.kv_bytes, self._kv_bits = self._cache.nbytes, kv_bits
+        self._config = c
         self._starts = [0] * c.layers
         self._finite = True
 
@@ -124,7 +125,19 @@ class NumpyBackend:
 
     def first(self, layer: int) -> int:
         """The first position of the sequence that the layer holds: 0 but for a loaded one."""
+        if self._config.blocks[layer].delta:
+            return max(
+                self._starts[layer], self._config.blocks[layer].first_seen(self._cache.n_past)
+            )
         return self._starts[layer]
+
+    def resumes(self, position: int) -> bool:
+        """Whether gated delta nets can go on at a position: not before a loaded state."""
+        return position == 0 or self._cache.resumes(position)
+
+    def settle(self, position: int) -> bool:
+        """All states are computed when they are read."""
+        return True
 
     def read(self, layer: int, start: int, stop: int) -> Parts:
         """A layer's cache of positions ``start:stop``, whole center spans."""
@@ -136,6 +149,9 @@ class NumpyBackend:
         }
         if self._kv_bits == 4 and "keys" in parts:
             parts |= {name: paired(parts[name]) for name in ("keys", "values")}
+        if self._config.blocks[layer].delta:
+            weights = self._reference.delta_weights(layer)
+            parts["state"] = self._cache.state_at_end(layer, weights)
         return parts
 
     def write(self, layer: int, start: int, parts: Parts) -> None:
@@ -149,6 +165,8 @@ class NumpyBackend:
             array[at : at + len(part)] = part
         self._starts[layer] = start
         self._cache.n_past = start + positions_in(parts)
+        if "state" in parts:
+            self._cache.set_state(layer, self._cache.n_past, parts["state"])
 
     def close(self) -> None:
         """Nothing to release but memory, which goes with the object."""

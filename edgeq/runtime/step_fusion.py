@@ -7,7 +7,9 @@ runs (`edgeq.runtime.kernels.program`):
     NORM        add of a branch (normed and scaled before, where it is) + norm + quantize
     LINEARS     linears of one input
     SHORT_CONV  gated short convolution of three linears
+    DELTA_NET   gated delta net of four linears
     ATTENTION   heads + norms and rotary embedding of q and k + append to the cache + attention
+    OUTPUT_GATE attention's result times the sigmoid of a linear
     QUANTIZE    the input of a linear that no norm precedes
     GATED       two linears of one input + activation(gate) * up
     HEAD        logits, scaled and capped
@@ -30,16 +32,16 @@ from edgeq.model.recording import RecordedOperation
 from edgeq.runtime.kernels.abi import Step
 
 _INPUT_LABELS = {
-    "q": "norm_in", "b": "norm_in", "gate": "norm_ffn", "logits": "final_norm",
+    "q": "norm_in", "b": "norm_in", "qkv": "norm_in", "gate": "norm_ffn", "logits": "final_norm",
     "head": "final_norm",
 }  # fmt: skip
 """Last part of a linear's name -> label of the norm before it."""
 _STEP_LABELS = {
-    "q": "qkv", "b": "in_proj", "mix": "attention", "o": "o_proj", "gate": "gate_up",
-    "down": "down_proj",
+    "q": "qkv", "b": "in_proj", "qkv": "in_proj", "mix": "attention", "o": "o_proj",
+    "gate": "gate_up", "down": "down_proj",
 }  # fmt: skip
 """Last part of a result's name -> label of the step that computes it."""
-_LINEAR_ROWS = {1: ("branch",), 3: ("q", "k", "v")}
+_LINEAR_ROWS = {1: ("branch",), 3: ("q", "k", "v"), 4: ("q", "k", "v", "g")}
 """Number of linears of one input -> the buffers of rows for their results."""
 _HEAD_CHAINS = {
     ("heads",), ("heads", "rope"), ("heads", "norm"), ("heads", "norm", "rope"),
@@ -147,6 +149,10 @@ class _Fusion:
                 self._attention(operation)
             elif operation.kind == "short_conv":
                 self._short_conv(operation)
+            elif operation.kind == "delta_net":
+                self._delta_net(operation)
+            elif operation.kind == "output_gate":
+                self._output_gate(operation)
             elif operation.kind == "logits":
                 self._head(operation)
         for operation in self.operations:
@@ -230,6 +236,26 @@ class _Fusion:
         # not "att": beyond the values of attention its rows must remain zeros
         self._step(Step.SHORT_CONV, "short_conv", layer, x="q", out="normed", taps=operation.weight)
         self.rows["normed"] = operation
+
+    def _delta_net(self, operation: RecordedOperation) -> None:
+        """A gated delta net of four linears."""
+        for value, row in zip(operation.inputs, _LINEAR_ROWS[4], strict=True):
+            if self._row(value) != row:
+                raise _no_step(operation, f"{value.name} is not in the rows of {row}")
+        layer, _ = _layer_and_part(operation)
+        self._fuse(operation)
+        self._step(Step.DELTA_NET, "delta_net", layer, x="q", out="mixed")
+        self.rows["mixed"] = operation
+
+    def _output_gate(self, operation: RecordedOperation) -> None:
+        """Attention's result times the sigmoid of a linear, in place."""
+        mix, gate = operation.inputs
+        if (self._row(mix), self._row(gate)) != ("att", "g"):
+            raise _no_step(operation, "its inputs are not attention and its fourth linear")
+        layer, _ = _layer_and_part(operation)
+        self._fuse(operation)
+        self._step(Step.OUTPUT_GATE, "output_gate", layer, x="att", out="att", branch="g")
+        self.rows["att"] = operation
 
     def _input(self, consumer: RecordedOperation) -> str:
         """Quantize the input of linears; returns the buffer of its float rows."""

@@ -32,6 +32,28 @@ def test_short_convolutions_are_refused_by_name(name: str, tmp_path: Path) -> No
     assert not out.exists()
 
 
+@pytest.mark.parametrize("name", [name for name in TARGETS if TARGETS[name].decoder])
+def test_gated_delta_nets_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    model = quantized(random_model(tiny_config("qwen3_5")), "w4-g32")
+    words = r"2 of 3 layers of the model, layer 0 the first, are gated delta nets"
+    if name in HOLDING:
+        words = "edgeq writes GGUF files of .*; the model is qwen3_5"
+    artifact.save(model, tmp_path / "model.edgeq")
+    out = tmp_path / f"out{TARGETS[name].output}"
+    with pytest.raises(UnsupportedError, match=words):
+        edgeq.convert(tmp_path / "model.edgeq", name, out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_gates_on_the_output_of_attention_are_refused_by_name(name: str) -> None:
+    config = tiny_config("qwen3_5")
+    model = random_model(tiny_config("qwen3_5", blocks=config.blocks[2:]))
+    words = r"1 of 1 layers of the model, layer 0 the first, have attention with an output gate"
+    with pytest.raises(UnsupportedError, match=words):
+        TARGETS[name].decoder_target().check(model, Options())
+
+
 def test_gguf_has_one_number_of_taps() -> None:
     config = tiny_config("lfm2")
     longer = BlockSpec(mixer="short_conv", rope=None, window=4)

@@ -41,6 +41,7 @@ from edgeq.model.memory_layout import (
     kv_bytes,
     position_bytes,
     scratch_bytes,
+    state_bytes,
 )
 from edgeq.model.model import Model
 from edgeq.profiling import bytes_read_per_token
@@ -236,7 +237,8 @@ def test_decoding_is_bytes_over_bandwidth() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_bytes_of_a_token_are_those_bench_counts(family: str) -> None:
     model = quantized(random_model(tiny_config(family)), "w4-g32")
-    assert facts_of(model, family).read_bytes == bytes_read_per_token(model, 0, 8)
+    states = 2 * sum(state_bytes(model.config, i) for i in range(model.config.layers))
+    assert facts_of(model, family).read_bytes + states == bytes_read_per_token(model, 0, 8)
 
 
 def test_a_slow_processor_is_bound_by_its_multiplications() -> None:

@@ -45,10 +45,13 @@ PUBLISHED = {
     "lfm2-700m": 742_489_344,
     "lfm2-1.2b": 1_170_340_608,
     "lfm2-2.6b": 2_569_272_320,
+    "qwen3.5-0.8b": 752_393_024,
+    "qwen3.5-2b": 1_881_825_088,
+    "qwen3.5-4b": 4_205_751_296,
     "stories15m": 15_191_712,
     "stories110m": 109_529_856,
 }
-"""Parameters as the models' cards give them."""
+"""Parameters as the models' cards give them, or as the classes of Transformers have them."""
 
 SCHEMES = ("w8-channel", "w8-g32", "w4-g32", "w4-g128", "w3-g32", "w2-g16")
 

@@ -123,6 +123,38 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "qwen3_5": (
+        "qwen3_5_text",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "linear_key_head_dim": 6,
+            "linear_value_head_dim": 9,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+        },
+    ),
+    "qwen3_5-mixed": (
+        "qwen3_5_text",
+        {
+            "num_hidden_layers": 3,
+            "head_dim": 12,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 4,
+            "linear_num_key_heads": 3,
+            "linear_num_value_heads": 3,
+            "linear_conv_kernel_dim": 3,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "partial_rotary_factor": 0.5,
+                "mrope_interleaved": True,
+                "mrope_section": [1, 1, 1],
+            },
+            "tie_word_embeddings": True,
+        },
+    ),
     "phi3-gqa": ("phi3", {"sliding_window": None, "tie_word_embeddings": False}),
 }
 
@@ -236,7 +268,9 @@ def test_prefill_and_steps_agree_past_a_block_of_queries(family: str) -> None:
     cache = reference.new_cache()
     steps = np.stack([reference.forward([t], cache, all_logits=False) for t in tokens])
     assert cache.n_past == tokens.size
-    np.testing.assert_allclose(steps, whole, atol=2e-5)
+    # a recurrent state carries each rounding of the products on
+    recurrent = any(block.delta for block in model.config.blocks)
+    np.testing.assert_allclose(steps, whole, atol=1e-4 if recurrent else 2e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -111,6 +111,10 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     "BlockSpec window": (lambda bad, at: edgeq.BlockSpec(rope=None, window=bad), ["7", 0, -1, []]),
     "RopeSpec base": (lambda bad, at: edgeq.RopeSpec(bad, 64), [0, "1e4", None, []]),
     "RopeSpec dim": (lambda bad, at: edgeq.RopeSpec(1e4, bad), [7, "64", None, []]),
+    "DeltaSpec key_heads": (
+        lambda bad, at: edgeq.DeltaSpec(key_heads=bad, value_heads=4, key_dim=8, value_dim=8),
+        [0, -1, 3, 2.0, True, "2", None, []],
+    ),
     "RopeSpec temperature": (
         lambda bad, at: edgeq.RopeSpec(1e4, 64, None, bad, 8), [-1, "0", None, []],
     ),

@@ -46,7 +46,7 @@ def alone(model: Any, prompt: list[int], steps: int, **settings: Any) -> list[np
 
 @pytest.mark.parametrize("kv_bits", [4, 8, 16])
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3", "lfm2"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3", "lfm2", "qwen3_5"])
 def test_one_pass_gives_each_row_its_own_result(family: str, threads: int, kv_bits: int) -> None:
     """Passes of the kernel itself: prompts of different lengths, every sequence in each pass."""
     model = tiny(family)

@@ -56,7 +56,7 @@ def pair() -> Iterator[tuple[Engine, Engine]]:
 
 
 @pytest.mark.parametrize(
-    ("family", "kv_bits"), [("llama", 8), ("gemma3", 16), ("qwen3", 4), ("lfm2", 8)]
+    ("family", "kv_bits"), [("llama", 8), ("gemma3", 16), ("qwen3", 4), ("lfm2", 8), ("qwen3_5", 8)]
 )
 def test_greedy_tokens_are_the_same_bit_for_bit(family: str, kv_bits: Any) -> None:
     model, rough = tiny(family, 8), tiny(family, 3)

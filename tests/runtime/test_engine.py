@@ -226,7 +226,17 @@ def test_divergence_from_the_same_integers(family: str, scheme: str) -> None:
 
 @pytest.mark.parametrize(
     "family",
-    ["llama", "gemma3", "gemma2", "hunyuan_v1_dense", "mistral", "smollm3", "olmo2", "lfm2"],
+    [
+        "llama",
+        "gemma3",
+        "gemma2",
+        "hunyuan_v1_dense",
+        "mistral",
+        "smollm3",
+        "olmo2",
+        "lfm2",
+        "qwen3_5",
+    ],
 )
 @pytest.mark.parametrize(("kv_bits", "kind"), [
     (4, "w4-g32"), (8, "w4-g32"), (16, "w4-g32"), (8, "float16"), (16, "bfloat16"), (8, "float32"),

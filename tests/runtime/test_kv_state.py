@@ -191,7 +191,7 @@ def test_greedy_goes_round_the_ring() -> None:
 # --- states -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "phi3", "lfm2"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "phi3", "lfm2", "qwen3_5"])
 @pytest.mark.parametrize("kv_bits", [4, 8, 16])
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
 def test_a_sequence_goes_on_after_loading(

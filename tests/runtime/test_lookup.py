@@ -90,7 +90,9 @@ def tokens(chunks: list[Chunk]) -> list[int]:
     return [chunk.token for chunk in chunks if chunk.token is not None]
 
 
-@pytest.mark.parametrize(("family", "kv_bits"), [("llama", 16), ("gemma3", 8), ("lfm2", 8)])
+@pytest.mark.parametrize(
+    ("family", "kv_bits"), [("llama", 16), ("gemma3", 8), ("lfm2", 8), ("qwen3_5", 8)]
+)
 def test_500_tokens_are_the_same_with_and_without(family: str, kv_bits: Any) -> None:
     model = tiny(family)
     with Engine(model, threads=1, kv_bits=kv_bits) as engine:

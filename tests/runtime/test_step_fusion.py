@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from edgeq.core.errors import UnsupportedError
-from edgeq.model.block import RopeSpec
+from edgeq.model.block import BlockSpec, RopeSpec
 from edgeq.model.recording import RecordedOperation, RecordingBuilder, record
 from edgeq.runtime.kernels.abi import Step
 from edgeq.runtime.step_fusion import ProgramStep, fuse
@@ -29,6 +29,19 @@ CONVOLUTION = [
 ]  # fmt: skip
 
 
+DELTA_NET = [
+    ("NORM", "norm_in"), ("LINEARS", "in_proj"), ("DELTA_NET", "delta_net"), *LAYER[3:],
+]  # fmt: skip
+GATED_ATTENTION = [*LAYER[:3], ("OUTPUT_GATE", "output_gate"), *LAYER[3:]]
+
+
+def expected_steps(block: BlockSpec) -> list[tuple[str, str]]:
+    if block.output_gate:
+        return GATED_ATTENTION
+    kinds = {"attention": LAYER, "short_conv": CONVOLUTION, "gated_delta_net": DELTA_NET}
+    return kinds[block.mixer]
+
+
 def names(steps: list[ProgramStep], layer: int | None) -> list[tuple[str, str]]:
     return [(step.kind.name, step.label) for step in steps if step.layer == layer]
 
@@ -36,10 +49,7 @@ def names(steps: list[ProgramStep], layer: int | None) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_takes_nine_steps_a_layer(family: str) -> None:
     config = tiny_config(family)
-    layers = {
-        i: CONVOLUTION if block.mixer == "short_conv" else LAYER
-        for i, block in enumerate(config.blocks)
-    }
+    layers = {i: expected_steps(block) for i, block in enumerate(config.blocks)}
     if not config.blocks[0].norm_before:  # the embedding is quantized as it is
         layers[0] = [("QUANTIZE", "norm_in"), *LAYER[1:]]
     steps = fuse(record(config))

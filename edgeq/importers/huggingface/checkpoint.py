@@ -8,6 +8,7 @@ or be known to have no part in it.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -134,18 +135,33 @@ class Checkpoint:
         self._read.add(HEAD)
         return True
 
-    def check_all_read(self, config: ModelConfig) -> None:
+    def check_all_read(
+        self, config: ModelConfig, left_out: Mapping[str, str] | None = None
+    ) -> dict[str, int]:
         """Refuse tensors that nothing has read and that are not known to have no part in the model.
 
         Biases of zeros have none.
 
+        Args:
+            config: of the model.
+            left_out: `Family.left_out`.
+
+        Returns:
+            How many tensors are left out by each description.
+
         Raises:
             UnsupportedError: says how many there are, and names the first.
         """
+        kinds: dict[str, str] = {}
+        for name in self._where:
+            for beginning, kind in (left_out or {}).items():
+                if name.startswith((beginning, "model." + beginning)):
+                    kinds[name] = kind
         unread = [
             name
             for name in self._where
             if name not in self._read
+            and name not in kinds
             and not _NO_PART.search(name)
             and not (self.prefix and _OTHER_TOWERS.match(name))
             and not self._adds_nothing(name)
@@ -156,6 +172,8 @@ class Checkpoint:
                 f"{config.layers} layers does not use: {listed(unread)}; the model that was "
                 "trained with them computes something else than edgeq would"
             )
+        found = list(kinds.values())
+        return {kind: found.count(kind) for kind in (left_out or {}).values() if kind in found}
 
     def _adds_nothing(self, name: str) -> bool:
         """Whether a tensor is a bias of zeros, as AutoGPTQ writes beside every matrix."""

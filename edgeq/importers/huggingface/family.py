@@ -77,6 +77,10 @@ class Family:
             is not the usual one; without ``.weight``.
         interleaved: rows of q and k lie in the order that rotates neighbors (2j, 2j+1).
         fused: stored tensor -> the parts whose rows it holds, one after the other.
+        fused_by_head: the same of a tensor whose rows are those of each part for the first head,
+            then those of each part for the second, and so on.
+        left_out: beginnings of the names of tensors that take no part in the answer to a text ->
+            what they are. How many there are is said in the model's provenance.
         text_config: the decoder of a vision-language model lies in this key of its configuration,
             and its tensors' names begin with `prefix`.
         prefix: see `text_config`.
@@ -104,6 +108,8 @@ class Family:
     tensors: Mapping[str, str] = field(default_factory=dict)
     interleaved: bool = False
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fused_by_head: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
     text_config: str | None = None
     prefix: str = ""
     gguf: Architecture | None = None

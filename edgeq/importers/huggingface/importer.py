@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from edgeq.core.errors import FormatError
 from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.importers.huggingface.checkpoint import Checkpoint
 from edgeq.importers.huggingface.config import read_config
+from edgeq.importers.huggingface.family import Family
 from edgeq.importers.huggingface.quantized.stored import KeptMatrix, Tensors
-from edgeq.importers.lazy import half_split, half_split_order
+from edgeq.importers.lazy import GatheredRows, by_head_order, half_split, half_split_order
 from edgeq.importers.pooling import FILE as POOLING
 from edgeq.importers.tokenizer.sentencepiece_model import tokenizer_files
 from edgeq.model.block import tensor_name
@@ -56,10 +58,13 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
     checkpoint = Checkpoint(folder, config.prefix, config.layout)
     model = replace(config.model, tied=config.model.tied and checkpoint.tie_head())
     tensors: dict[str, Tensor] = {}
-    fused = _fused(model, config.family.fused)
+    fused: dict[str, _Part | _HeadPart] = {
+        **_fused(model, config.family.fused),
+        **_fused_by_head(model, config.family.fused_by_head),
+    }
     names = [name for name, _ in (*model.linears(), *model.floats())]
     for name, _ in model.biases():
-        if name.split(".")[-2] in config.biases:
+        if _stored_part(config.family, name) in config.biases:
             names.append(name)
     convolutions = dict(model.convolutions())
     for name in names:
@@ -71,11 +76,23 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
         if name in convolutions:
             tensor = _channels_first(tensor, convolutions[name])
         tensors[name] = _half_split(tensor, name, model) if config.family.interleaved else tensor
-    checkpoint.check_all_read(model)
+    left_out = checkpoint.check_all_read(model, config.family.left_out)
     files = {} if headers_only else _files(folder)
-    result = Model(model, tensors, files, {"source": folder.resolve().name})
+    provenance: dict[str, Any] = {"source": folder.resolve().name}
+    if left_out:
+        provenance["left_out"] = [
+            f"{count} tensor{'s' * (count > 1)} of the {kind}" for kind, count in left_out.items()
+        ]
+    result = Model(model, tensors, files, provenance)
     result.validate()
     return result
+
+
+def _stored_part(family: Family, name: str) -> str:
+    """The last part of the name of the stored tensor that holds a bias, as "q_proj"."""
+    part = ".".join(name.split(".")[-3:-1])
+    whole = (stored for stored, parts in family.fused_by_head.items() if part in parts)
+    return next(whole, part).split(".")[-1]
 
 
 def _half_split(tensor: Tensors, name: str, config: ModelConfig) -> Tensor:
@@ -117,6 +134,48 @@ class _Part:
         if isinstance(whole, KeptMatrix):
             return whole.part(self.start, self.stop)
         return FloatTensor(whole.dtype, whole.data[self.start : self.stop])
+
+
+@dataclass(frozen=True)
+class _HeadPart:
+    """One of the parts of a matrix or bias that holds them head by head."""
+
+    fused: str
+    rows: int
+    heads: int
+    part: int
+    parts: int
+
+    def read(self, checkpoint: Checkpoint) -> Tensor:
+        whole = checkpoint.tensor(self.fused)
+        if whole.shape[:1] != (self.rows * self.parts,):
+            raise FormatError(
+                f"tensor {self.fused} has shape {list(whole.shape)}; "
+                f"the config says {self.rows * self.parts} rows"
+            )
+        order = by_head_order(self.rows, self.heads, self.part, self.parts)
+        if isinstance(whole, KeptMatrix):
+            shape = (self.rows, whole.shape[1])
+            return replace(whole, shape=shape, nbytes=whole.nbytes // self.parts, order=order)
+        return GatheredRows(whole, order)
+
+
+def _fused_by_head(
+    config: ModelConfig, fused: Mapping[str, tuple[str, ...]]
+) -> dict[str, _HeadPart]:
+    """The rows of each matrix and bias that a family stores with others, head by head."""
+    rows = {name: shape[0] for name, shape in (*config.linears(), *config.biases())}
+    parts: dict[str, _HeadPart] = {}
+    for i in range(config.layers):
+        for whole, members in fused.items():
+            for end in ("weight", "bias"):
+                names = [tensor_name(i, member).removesuffix("weight") + end for member in members]
+                if not all(name in rows for name in names):
+                    continue  # a layer of another kind
+                stored = tensor_name(i, whole).removesuffix("weight") + end
+                for number, name in enumerate(names):
+                    parts[name] = _HeadPart(stored, rows[name], config.heads, number, len(names))
+    return parts
 
 
 def _fused(config: ModelConfig, fused: Mapping[str, tuple[str, ...]]) -> dict[str, _Part]:

@@ -223,6 +223,7 @@ def quantize_model(
         "source_sha256": "0" * 64 if origin else base.provenance.get("source_sha256"),
         "edgeq_version": __version__,
         "recipe": recipe.to_dict(),
+        **{key: base.provenance[key] for key in ("left_out",) if key in base.provenance},
         **prepared.provenance,
     }
     if requantized:

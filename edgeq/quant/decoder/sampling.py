@@ -22,7 +22,9 @@ from edgeq.formats.tensor import Tensor
 from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import decoder
+from edgeq.model.delta_rule import delta_inputs, delta_output, delta_step
 from edgeq.model.formulas import Array, apply_rope, convolution
+from edgeq.model.memory_layout import state_bytes, state_shape
 from edgeq.model.model import Model
 from edgeq.model.rotary import rope_tables
 from edgeq.quant.decoder.fixed_order import FixedOrderReference
@@ -87,7 +89,8 @@ def sampling_bytes(config: ModelConfig, count: int, length: int) -> int:
     """Most bytes of memory of `sample_texts`: the matrices in float32, keys, values and logits."""
     weights = sum(n * k for _, (n, k) in config.linears())
     past = 2 * count * length * config.kv_heads * config.head_dim * config.layers
-    return 4 * (weights + past) + 24 * count * config.vocab
+    states = 3 * count * sum(state_bytes(config, layer) for layer in range(config.layers))
+    return 4 * (weights + past) + states + 24 * count * config.vocab
 
 
 def _chosen(logits: Array, at: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -119,6 +122,7 @@ class _Lockstep(FixedOrderReference):
         self._known: dict[str, Array] = {}
         self._tables: dict[RopeSpec, tuple[Array, Array]] = {}
         self._past_inputs: dict[int, Array] = {}  # of a short convolution's last positions
+        self._states: dict[int, Array] = {}  # of gated delta nets
         shape = (c.layers, count * c.kv_heads)
         # the axis order in which the products read keys and values contiguously
         self._past_keys = np.zeros((*shape, c.head_dim, length), np.float32)
@@ -154,12 +158,26 @@ class _Lockstep(FixedOrderReference):
 
     def short_conv(self, name: str, layer: int, b: Array, c: Array, x: Array, weight: str) -> Array:
         """The convolution of each sequence's own positions: [sequences, hidden]."""
-        taps = self._vector(weight)
-        before = np.zeros((self._count, taps.shape[2] - 1, b.shape[1]), np.float32)
-        seen = np.concatenate([self._past_inputs.get(layer, before), (b * x)[:, None]], axis=1)
+        return self._result(name, c * self._convolved(layer, b * x, self._vector(weight)))
+
+    def delta_net(
+        self, name: str, layer: int, qkv: Array, z: Array, beta: Array, decay: Array
+    ) -> Array:
+        """The gated delta rule on each sequence's own state: [sequences, values]."""
+        weights, spec = self.delta_weights(layer), self.config.blocks[layer].delta
+        assert spec is not None
+        mixed = self._convolved(layer, qkv, weights.taps)
+        inputs = delta_inputs(spec, weights, mixed, beta, decay)
+        empty = np.zeros((self._count, *state_shape(self.config, layer)), np.float32)
+        self._states[layer], read = delta_step(self._states.get(layer, empty), inputs)
+        return self._result(name, delta_output(weights, read, z))
+
+    def _convolved(self, layer: int, x: Array, taps: Array) -> Array:
+        """The convolution of inputs x [sequences, channels] at the current position."""
+        before = np.zeros((self._count, taps.shape[2] - 1, x.shape[1]), np.float32)
+        seen = np.concatenate([self._past_inputs.get(layer, before), x[:, None]], axis=1)
         self._past_inputs[layer] = seen[:, 1:]
-        mixed = np.stack([convolution(inputs, taps)[-1] for inputs in seen])
-        return self._result(name, c * mixed)
+        return np.stack([convolution(inputs, taps)[-1] for inputs in seen])
 
     def _wide(self, name: str, x: Array, tensor: Tensor) -> Array:
         if name not in self._known:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgeq.model.block import RopeSpec
+from edgeq.model.block import A_LOG, DELTA_CONV, DELTA_NORM, DT_BIAS, RopeSpec, tensor_name
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import head, head_in, layer
+from edgeq.model.delta_rule import NORM_EPS
 from edgeq.model.rotary import rope_tables
 
 Weights = Mapping[str, Any]
@@ -142,13 +143,53 @@ class _TorchBuilder:
         return ones.tril() & ones.triu(1 - window)
 
     def short_conv(self, name: str, layer: int, b: Any, c: Any, x: Any, weight: str) -> Any:
+        return c * self._convolved(b * x, weight)
+
+    def _convolved(self, x: Any, weight: str) -> Any:
+        """The causal convolution of x [B, T, channels]."""
         from torch.nn.functional import conv1d
 
         kernel = self._weights[weight]
         channels, _, taps = kernel.shape
-        inputs = (b * x).transpose(1, 2)  # [B, hidden, T]
+        inputs = x.transpose(1, 2)  # [B, channels, T]
         mixed = conv1d(inputs, kernel, padding=taps - 1, groups=channels)[..., : x.shape[1]]
-        return c * mixed.transpose(1, 2)
+        return mixed.transpose(1, 2)
+
+    def delta_net(self, name: str, layer: int, qkv: Any, z: Any, beta: Any, decay: Any) -> Any:
+        import torch
+        from torch.nn.functional import silu, softplus
+
+        spec = self._config.blocks[layer].delta
+        assert spec is not None
+        batch, length, _ = qkv.shape
+        mixed = silu(self._convolved(qkv, tensor_name(layer, DELTA_CONV)))
+        q, k, v = mixed.split((spec.keys, spec.keys, spec.values), dim=-1)
+        q, k = (
+            (x * (x.square().sum(dim=-1, keepdim=True) + NORM_EPS).rsqrt()).repeat_interleave(
+                spec.group, dim=2
+            )
+            for x in (part.reshape(batch, length, spec.key_heads, -1) for part in (q, k))
+        )
+        q, v = q * spec.key_dim**-0.5, v.reshape(batch, length, spec.value_heads, -1)
+        rate = self._weights[tensor_name(layer, A_LOG)].exp()
+        bias = self._weights[tensor_name(layer, DT_BIAS)]
+        kept = (-rate * softplus(decay + bias)).exp()[..., None, None]
+        strength = beta.sigmoid()[..., None]
+        state = torch.zeros(batch, spec.value_heads, spec.key_dim, spec.value_dim)
+        read = []
+        for t in range(length):
+            state = state * kept[:, t]
+            recalled = (state * k[:, t, :, :, None]).sum(dim=-2)
+            change = (v[:, t] - recalled) * strength[:, t]
+            state = state + k[:, t, :, :, None] * change[..., None, :]
+            read.append((state * q[:, t, :, :, None]).sum(dim=-2))
+        out = torch.stack(read, dim=1)
+        out = out * (out.square().mean(dim=-1, keepdim=True) + self._config.norm_eps).rsqrt()
+        out = out * self._weights[tensor_name(layer, DELTA_NORM)]
+        return out.reshape(z.shape) * silu(z)
+
+    def output_gate(self, name: str, x: Any, gate: Any) -> Any:
+        return x * gate.sigmoid()
 
     def gated(self, name: str, gate: Any, up: Any) -> Any:
         from torch.nn.functional import gelu, silu

@@ -8,7 +8,8 @@ serves every model:
                        ->  LINEAR[...]      weights
                        ->  ROWS[...]        buffers of activations
                        ->  ATTENTION[...]   one of each layer: heads, rotary tables, window
-          ->  CACHE[...]                    one of each layer: keys and values, or inputs
+          ->  CACHE[...]                    one of each layer: keys and values, or inputs and
+                                            the state of a gated delta net
 
 Fields are int64 (counts, bytes or addresses) unless they have a type. Addresses are valid in this
 process only; nothing here is written to a file.
@@ -146,7 +147,10 @@ CACHE = _record(
     "dim_k", "dim_v",  # dimensions of a head, padded for keys and for values
     "keys", "key_scales", "key_zeros", "centers", "values", "value_scales",
     "key_kernel", "value_kernel",
-    "inputs",  # address of float32 [length, hidden], of a short convolution alone
+    "inputs",  # address of float32 [length, width]: a layer without attention alone has them
+    # of a gated delta net: addresses of its state, a copy from before, and two int64, the positions
+    # after which they are; below 0 for no copy
+    "state", "saved", "marks",
 )  # fmt: skip
 ATTENTION = _record(
     "heads", "kv_heads", "dim",
@@ -159,6 +163,16 @@ ATTENTION = _record(
     "scale",  # address of the float32 factor on the scores
     "softcap",  # address of float32 [scale / cap, cap, 1] if scores are capped, or 0
     "query_block",  # tokens whose queries go through attention together
+)  # fmt: skip
+
+
+DELTA = _record(
+    "key_heads", "value_heads", "key_dim", "value_dim",
+    "channels",  # of the convolution
+    "width",  # floats of a position in `CACHE.inputs`
+    "taps", "tap_count",  # address of float32 [tap_count, channels], the oldest tap first
+    "rate", "dt_bias",  # addresses of float32 [value_heads + 16]
+    "norm",  # address of float32 [value_dim]
 )  # fmt: skip
 
 
@@ -184,6 +198,10 @@ class Step(IntEnum):
     SHORT_CONV = 7
     """x, the rows after it and those after them are b, c and x of a short convolution: b * x is
     appended to the layer's cache; out = c * convolution of b * x."""
+    DELTA_NET = 8
+    """x and the rows after it are qkv, z, beta and decay of a gated delta net; out = its output."""
+    OUTPUT_GATE = 9
+    """x *= sigmoid of branch."""
 
 
 STEP = _record(
@@ -198,6 +216,7 @@ STEP = _record(
     "softcap",  # of HEAD: address of float32 [scale / cap, cap] if logits are capped, or 0
     ("scale", "f4"),  # of NORM: the factor on branch; of HEAD: that on logits that are not capped
     "taps", "tap_count",  # address of float32 [tap_count, width], the oldest position's tap first
+    "delta",  # address of the `DELTA` of DELTA_NET
 )  # fmt: skip
 ACTIVATIONS = ("silu", "gelu_tanh")
 
@@ -226,6 +245,7 @@ PROGRAM = _record(
     "parts", "part_stride", "chunks",  # partial results of attention, by sequence, head and chunk
     "work", "work_stride",  # memory of each thread
     *(f"work_{name}" for name in AttentionWork._fields),  # bytes from the begin of that
+    "work_delta",  # the same of what a gated delta net needs
     "ones",  # 16 float16 ones
     ("eps", "f4"), ("embed_scale", "f4"),
 )  # fmt: skip

@@ -15,7 +15,8 @@ of a plain decoder is
     QUANTIZE
     LINEARS    down projection                       | barrier
 
-A layer with a short convolution has SHORT_CONV in place of ATTENTION.
+A layer with a short convolution has SHORT_CONV in place of ATTENTION, and one with a gated delta
+net DELTA_NET. OUTPUT_GATE may follow ATTENTION.
 
 With one token (decode) the cheap steps - residual, norms, quantization - are repeated by every
 thread in rows of its own, which costs less than sharing them would; with many tokens (prefill)
@@ -31,6 +32,7 @@ from edgeq.formats.packing import TILE
 from edgeq.runtime.kernels import abi
 from edgeq.runtime.kernels.abi import Rows, Step, Thread
 from edgeq.runtime.kernels.attention import attend_batch, attend_one, attend_prompt
+from edgeq.runtime.kernels.delta_net import gate_output, recur, recur_batch
 from edgeq.runtime.kernels.matmul import matmul
 from edgeq.runtime.kernels.primitives import (
     compiled,
@@ -54,9 +56,10 @@ from edgeq.runtime.kernels.row_ops import (
 )
 from edgeq.runtime.kernels.short_conv import convolve_batch, convolve_one, convolve_prompt
 
-_EMBED, _NORM, _QUANTIZE, _LINEARS, _GATED, _ATTENTION, _HEAD, _SHORT_CONV = (
-    int(kind) for kind in Step
-)
+(
+    _EMBED, _NORM, _QUANTIZE, _LINEARS, _GATED, _ATTENTION, _HEAD, _SHORT_CONV, _DELTA_NET,
+    _OUTPUT_GATE,
+) = (int(kind) for kind in Step)  # fmt: skip
 _F32 = 4
 _ONE = np.float32(1)
 
@@ -240,6 +243,18 @@ def _run(program, call, thread, position, ids):
                 convolve_one(step, cache, x, c, factor, out, thread, position)
             else:
                 convolve_prompt(step, cache, x, c, factor, out, thread, position)
+        elif kind == _DELTA_NET:
+            z = own_rows(rows[step.x + 1], thread, tokens)
+            beta = own_rows(rows[step.x + 2], thread, tokens)
+            decay = own_rows(rows[step.x + 3], thread, tokens)
+            cache = caches[step.layer]
+            if call.tables:
+                recur_batch(program, call, step, x, z, beta, decay, out, thread)
+            else:
+                recur(program, step, cache, x, z, beta, decay, out, thread, position)
+        elif kind == _OUTPUT_GATE:
+            gates = own_rows(rows[step.branch], thread, tokens)
+            gate_output(step, x, gates, thread)
         elif kind == _EMBED:
             _embed(program.embed_scale, out, linears[step.linear], ids, thread)
         else:

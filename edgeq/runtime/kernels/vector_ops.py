@@ -29,7 +29,18 @@ from edgeq.compiler.llvm_ir import (
     store,
     take,
 )
-from edgeq.compiler.vector_math import Binary, absolute, activation, exp, floats, larger, tanh, tree
+from edgeq.compiler.vector_math import (
+    Binary,
+    absolute,
+    activation,
+    exp,
+    floats,
+    larger,
+    sigmoid,
+    softplus,
+    tanh,
+    tree,
+)
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.model.memory_layout import CHUNK
@@ -48,6 +59,10 @@ SYMBOLS: dict[str, tuple[ir.Type, int]] = {
     "edgeq_center_scores": (VOID, 4),
     "edgeq_center_scores_4": (VOID, 4),
     "edgeq_read": (I64, 2),
+    "edgeq_silu": (VOID, 2),
+    "edgeq_sigmoid_gate": (VOID, 3),
+    "edgeq_delta_gates": (VOID, 4),
+    "edgeq_delta_rule": (VOID, 8),
 }
 """What the module defines: name -> (result, number of 64-bit integer arguments)."""
 
@@ -67,6 +82,10 @@ def module(isa: Isa) -> ir.Module:
     _gate(mod)
     _softcap(mod)
     _read(mod)
+    _silu(mod)
+    _sigmoid_gate(mod)
+    _delta_gates(mod)
+    _delta_rule(mod)
     return mod
 
 
@@ -241,6 +260,90 @@ def _softcap(mod: ir.Module) -> None:
         at = b.add(x, b.shl(i, const(2)))
         value = tanh(b, b.fmul(load(b, at, V16F32, 4), inner))
         store(b, b.fmul(value, outer), at, 4)
+    b.ret_void()
+
+
+def _silu(mod: ir.Module) -> None:
+    """x = x * sigmoid(x) for n floats, a multiple of 16, in place."""
+    fn, b = _define(mod, "edgeq_silu")
+    x, n = fn.args
+    with loop(b, const(0), n, 16) as i:
+        at = b.add(x, b.shl(i, const(2)))
+        value = load(b, at, V16F32, 4)
+        store(b, b.fmul(value, sigmoid(b, value)), at, 4)
+    b.ret_void()
+
+
+def _sigmoid_gate(mod: ir.Module) -> None:
+    """x = x * sigmoid(g) for n floats, a multiple of 16, in place."""
+    fn, b = _define(mod, "edgeq_sigmoid_gate")
+    x, g, n = fn.args
+    with loop(b, const(0), n, 16) as i:
+        at = b.shl(i, const(2))
+        value, by = (load(b, b.add(address, at), V16F32, 4) for address in (x, g))
+        store(b, b.fmul(value, sigmoid(b, by)), b.add(x, at), 4)
+    b.ret_void()
+
+
+def _delta_gates(mod: ir.Module) -> None:
+    """Strengths and decays of 16 heads: beta = sigmoid(beta), in place, and
+    decay = e ** (rate * softplus(decay + bias)), in place, with rates below zero."""
+    fn, b = _define(mod, "edgeq_delta_gates")
+    beta, decay, bias, rate = fn.args
+    store(b, sigmoid(b, load(b, beta, V16F32, 4)), beta, 4)
+    x = b.fadd(load(b, decay, V16F32, 4), load(b, bias, V16F32, 4))
+    power = b.fmul(load(b, rate, V16F32, 4), softplus(b, x))
+    store(b, b.select(b.fcmp_ordered("==", power, power), exp(b, power), power), decay, 4)
+    b.ret_void()
+
+
+def _delta_rule(mod: ir.Module) -> None:
+    """The delta rule at one position of one head (`edgeq.model.delta_rule`).
+
+    Arguments: state [keys][columns], k and q [keys], v and out [columns], the address of the
+    strength, 16 floats before the decay; keys, and columns, a multiple of 16. Columns are
+    independent of one another.
+    """
+    fn, b = _define(mod, "edgeq_delta_rule")
+    state, k, q, v, out, gates, keys, columns = fn.args
+    strength, decay = (splat(b, load(b, add(b, gates, at), F32, 4), V16F32) for at in (0, 4 * TILE))
+    stride = b.shl(columns, const(2))
+    whole = b.and_(columns, const(-4 * TILE))
+
+    def run(first: ir.Value, count: int) -> None:
+        """Columns from the first on, as ``count`` vectors."""
+        places = [b.add(b.shl(first, const(2)), const(4 * TILE * j)) for j in range(count)]
+        zero = ir.Constant(V16F32, [0.0] * TILE)
+        recalled = [local(b, zero) for _ in places]
+        with loop(b, const(0), keys, 1) as i:
+            factor = splat(b, load(b, b.add(k, b.shl(i, const(2))), F32, 4), V16F32)
+            row = b.add(state, b.mul(i, stride))
+            for place, slot in zip(places, recalled, strict=True):
+                b.store(fma(b, load(b, b.add(row, place), V16F32, 4), factor, b.load(slot)), slot)
+        changes = []
+        for place, slot in zip(places, recalled, strict=True):
+            value = load(b, b.add(v, place), V16F32, 4)
+            missing = b.fsub(value, b.fmul(b.load(slot), decay))
+            changes.append(b.fmul(missing, strength))
+        sums = [local(b, zero) for _ in places]
+        for slot in sums:
+            b.store(zero, slot)
+        with loop(b, const(0), keys, 1) as i:
+            at = b.shl(i, const(2))
+            by_key, by_query = (splat(b, load(b, b.add(x, at), F32, 4), V16F32) for x in (k, q))
+            row = b.add(state, b.mul(i, stride))
+            for place, slot, change in zip(places, sums, changes, strict=True):
+                old = b.fmul(load(b, b.add(row, place), V16F32, 4), decay)
+                new = fma(b, by_key, change, old)
+                store(b, new, b.add(row, place), 4)
+                b.store(fma(b, by_query, new, b.load(slot)), slot)
+        for place, slot in zip(places, sums, strict=True):
+            store(b, b.load(slot), b.add(out, place), 4)
+
+    with loop(b, const(0), whole, 4 * TILE) as first:
+        run(first, 4)
+    with loop(b, whole, columns, TILE) as first:
+        run(first, 1)
     b.ret_void()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.huggingface.config import read_config
+from edgeq.importers.shapes import SHAPES
 from edgeq.model.block import RopeScaling
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
@@ -313,6 +315,33 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "torch_dtype": "float32", "transformers_version": "4.51.3", "use_cache": False,
         "vocab_size": 100352,
     },
+    "Qwen3.5-0.8B": {
+        "architectures": ["Qwen3_5ForConditionalGeneration"], "image_token_id": 248056,
+        "model_type": "qwen3_5", "tie_word_embeddings": True,
+        "text_config": {
+            "attention_bias": False, "attention_dropout": 0.0, "attn_output_gate": True,
+            "dtype": "bfloat16", "eos_token_id": 248044, "full_attention_interval": 4,
+            "head_dim": 256, "hidden_act": "silu", "hidden_size": 1024,
+            "initializer_range": 0.02, "intermediate_size": 3584,
+            "layer_types": [
+                "linear_attention" if (i + 1) % 4 else "full_attention" for i in range(24)
+            ],
+            "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_num_key_heads": 16,
+            "linear_num_value_heads": 16, "linear_value_head_dim": 128,
+            "mamba_ssm_dtype": "float32", "max_position_embeddings": 262144,
+            "mlp_only_layers": [], "model_type": "qwen3_5_text", "mtp_num_hidden_layers": 1,
+            "mtp_use_dedicated_embeddings": False, "num_attention_heads": 8,
+            "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
+            "rope_parameters": {
+                "mrope_interleaved": True, "mrope_section": [11, 11, 10],
+                "partial_rotary_factor": 0.25, "rope_theta": 10000000, "rope_type": "default",
+            },
+            "tie_word_embeddings": True, "use_cache": True, "vocab_size": 248320,
+        },
+        "transformers_version": "4.57.0.dev0", "video_token_id": 248057,
+        "vision_config": {"depth": 12, "hidden_size": 768, "model_type": "qwen3_5"},
+        "vision_end_token_id": 248054, "vision_start_token_id": 248053,
+    },
     "LFM2-1.2B": {
         "architectures": ["Lfm2ForCausalLM"], "block_auto_adjust_ff_dim": True, "block_dim": 2048,
         "block_ff_dim": 12288, "block_ffn_dim_multiplier": 1.0, "block_mlp_init_scale": 1.0,
@@ -415,6 +444,16 @@ def test_published_files_are_read(tmp_path: Path, name: str) -> None:
     context = inner.get("max_position_embeddings", 131072)
     assert config.context == CONTEXTS.get(name, context)
     assert (config.hidden, config.layers) == (inner["hidden_size"], inner["num_hidden_layers"])
+
+
+def test_published_gated_delta_nets(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["Qwen3.5-0.8B"]))
+    config = read_config(tmp_path).model
+    known = SHAPES["qwen3.5-0.8b"]
+    assert config == replace(known, bos=config.bos)
+    assert [i for i, block in enumerate(config.blocks) if block.delta is None] == [
+        3, 7, 11, 15, 19, 23,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "ffn"), [("LFM2-1.2B", 8192), ("LFM2.5-350M", 4608)])

@@ -92,6 +92,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "block_multiple_of": 8,
         "block_ffn_dim_multiplier": 1.3,
     },
+    "qwen3_5_text": {
+        "head_dim": 16,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_key_head_dim": 5,
+        "linear_value_head_dim": 7,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 6,
+    },
 }
 OWN = {
     "gemma2": {"attn_logit_softcapping", "final_logit_softcapping"},
@@ -118,6 +126,11 @@ def own_keys(over: dict[str, Any], model_type: str) -> dict[str, Any]:
     return {names.get(key, key): value for key, value in over.items()}
 
 
+def offset_norm(name: str, model_type: str) -> bool:
+    """Whether one is added to the weight of a norm."""
+    return "gemma" in model_type or ("qwen3_5" in model_type and "linear_attn" not in name)
+
+
 def checkpoint(folder: Path, model_type: str, **over: Any) -> Path:
     """A random checkpoint in which every tensor matters."""
     sizes = own_keys(SIZES, model_type) | FAMILIES[model_type] | over
@@ -128,7 +141,7 @@ def checkpoint(folder: Path, model_type: str, **over: Any) -> Path:
         for name, weight in model.named_parameters():
             vector = weight.ndim == 1
             size = 0.2 if vector else 1.0 if "embed" in name else 1.3 / weight.shape[-1] ** 0.5
-            center = 1.0 if vector and "norm" in name and "gemma" not in model_type else 0.0
+            center = 1.0 if vector and "norm" in name and not offset_norm(name, model_type) else 0.0
             weight.copy_(center + size * torch.randn_like(weight))
     model.save_pretrained(folder)
     return folder
@@ -391,6 +404,24 @@ def test_what_some_families_have_is_equal_or_refused(
         ("gemma2", {"sliding_window": 3}),
         ("olmo2", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
         ("lfm2", {"norm_eps": 0.1}),
+        ("qwen3_5_text", {"rms_norm_eps": 0.1}),
+        (
+            "qwen3_5_text",
+            {"rope_theta": 500.0, "partial_rotary_factor": 0.5, "rope_parameters": None},
+        ),
+        ("qwen3_5_text", {"partial_rotary_factor": 1.0, "rope_parameters": None}),
+        (
+            "qwen3_5_text",
+            {
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 300.0,
+                    "partial_rotary_factor": 0.75,
+                    "mrope_interleaved": True,
+                    "mrope_section": [1, 1, 1],
+                }
+            },
+        ),
         ("lfm2", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
         ("smollm3", {"no_rope_layers": [0, 1, 1]}),
         ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 3}),
@@ -465,6 +496,86 @@ def test_settings_of_lfm2_that_are_refused(
     folder = checkpoint(tmp_path, "lfm2")
     with settings(folder, over):
         assert_refused(folder, words)
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"layer_types": None, "full_attention_interval": 2},
+        {"layer_types": None, "num_hidden_layers": 5},
+        {"layer_types": ["full_attention"] * 3},
+        {"linear_conv_kernel_dim": 2},
+        {"linear_conv_kernel_dim": 1},
+        {"linear_num_value_heads": 2},
+        {"linear_key_head_dim": 16, "linear_value_head_dim": 3},
+        {"attention_bias": True},
+        {"tie_word_embeddings": True},
+        {"head_dim": 8},
+        {"attn_output_gate": True, "output_gate_type": "swish", "mtp_num_hidden_layers": 1},
+    ],
+    ids=str,
+)
+def test_settings_of_qwen3_5_that_change_its_tensors(tmp_path: Path, over: dict[str, Any]) -> None:
+    assert_equal(checkpoint(tmp_path, "qwen3_5_text", **over))
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        ({"attn_output_gate": False}, "attn_output_gate is False, which the qwen3_5 models"),
+        ({"output_gate_type": "sigmoid"}, "output_gate_type is 'sigmoid'"),
+        ({"mlp_only_layers": [0]}, r"mlp_only_layers is \[0\]"),
+        ({"mtp_use_dedicated_embeddings": True}, "mtp_use_dedicated_embeddings is True"),
+        ({"linear_num_value_heads": 5}, "linear_num_value_heads is 5 and linear_num_key_heads 2"),
+        ({"linear_num_key_heads": 0}, "linear_num_key_heads is 0"),
+        ({"linear_key_head_dim": None}, "linear_key_head_dim"),
+        ({"linear_conv_kernel_dim": 3}, r"conv1d\.weight has shape \[62, 1, 4\]; the config says"),
+        ({"layer_types": ["linear_attention"] * 3}, r"linear_attn\.in_proj_qkv\.weight is missing"),
+        ({"layer_types": ["mamba"] * 3}, "layer_types names a layer of kind 'mamba'"),
+        ({"layer_types": None, "full_attention_interval": 0}, "full_attention_interval is 0"),
+    ],
+    ids=str,
+)
+def test_settings_of_qwen3_5_that_are_refused(
+    tmp_path: Path, over: dict[str, Any], words: str
+) -> None:
+    folder = checkpoint(tmp_path, "qwen3_5_text")
+    with settings(folder, over):
+        assert_refused(folder, words)
+
+
+def test_what_is_left_out_of_qwen3_5_is_said(tmp_path: Path) -> None:
+    """As the published checkpoints are: with a vision part and a head that guesses ahead."""
+    folder = checkpoint(tmp_path, "qwen3_5_text")
+    want = theirs(folder)
+    config = json.loads((folder / "config.json").read_text())
+    outer = {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "model_type": "qwen3_5",
+        "text_config": config,
+        "vision_config": {},
+        "image_token_id": 60,
+    }
+    (folder / "config.json").write_text(json.dumps(outer))
+
+    def rename(tensors: dict[str, NDArray[Any]]) -> None:
+        for name in list(tensors):
+            if name.startswith("model."):
+                inner = "model.language_model." + name.removeprefix("model.")
+                tensors[inner] = tensors.pop(name)
+        tensors["mtp.fc.weight"] = np.ones((32, 64), np.float32)
+        tensors["mtp.norm.weight"] = np.ones(32, np.float32)
+        tensors["model.visual.pos_embed.weight"] = np.ones((4, 4), np.float32)
+
+    edit_tensors(folder, rename)
+    model = load(folder)
+    assert model.provenance["left_out"] == [
+        "2 tensors of the multi-token-prediction head, which only guesses tokens ahead",
+        "1 tensor of the vision part",
+    ]
+    assert np.abs(Reference(model).forward(TOKENS) - want).max() < 1e-4 * np.abs(want).max()
+    edit_tensors(folder, lambda tensors: tensors.update({"model.other.weight": np.ones(3)}))
+    assert_refused(folder, r"holds 1 tensors .*does not use: model\.other\.weight")
 
 
 def test_convolutions_as_mlx_stores_them(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Rotations that spread outliers over all columns, folded exactly into the weights.
 
     rotate-values   rotates the values of each key/value head by an orthogonal R [D, D]: the rows of
-                    v by R', and the columns of o that multiply them by R. Exact for every family.
+                    v by R', and the columns of o that multiply them by R. Exact for every family
+                    whose attention has no gate on its output, between the two.
     rotate          rotates the residual stream by R [hidden, hidden]. The weights of norms are
                     multiplied into the matrices after them, because a norm without weights commutes
                     with R; the columns of those matrices are rotated by R, the rows of o and down
@@ -106,12 +107,21 @@ def rotate_values(
     Args:
         model: the float model.
         calibration, schemes, progress: ignored, because the rotation does not depend on data.
+
+    Raises:
+        UnsupportedError: there is no attention without a gate on its output.
     """
     del calibration, schemes, progress
+    if not any(b.mixer == "attention" and not b.output_gate for b in model.config.blocks):
+        raise UnsupportedError(
+            f"rotate-values cannot be folded into {model.config.family}: a gate stands between its "
+            "values and their output projection, or it has no attention; leave rotate-values out"
+        )
     r = orthogonal(model.config.head_dim)
     tensors = dict(model.tensors)
     for group in linear_groups(model.config):
-        if group.kind != "attn_out" or model.config.blocks[group.layer].mixer != "attention":
+        block = model.config.blocks[group.layer] if group.kind == "attn_out" else None
+        if block is None or block.mixer != "attention" or block.output_gate:
             continue
         assert group.source is not None  # v
         _rotate_rows(tensors, group.source, r)
