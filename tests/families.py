@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeq.formats.schemes import QuantScheme, parse_scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers.huggingface.families import FAMILIES as FAMILY_ROWS
-from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
+from edgeq.model.block import BlockSpec, ExpertsSpec, RopeScaling, RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
@@ -124,18 +124,47 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "layers": 3,
         "convolutions": (True, False, True),
     },
+    "qwen3_moe": {
+        "rope_base": 1e6,
+        "qk_norm": "head",
+        "norm_eps": 1e-6,
+        "layers": 3,
+        "experts": ExpertsSpec(count=6, chosen=2, ffn=20, normalize=True),
+        "dense_layers": 1,
+        "tied": False,
+    },
+    "granitemoe": {
+        "embed_scale": 1.5,
+        "attn_scale": 0.2,
+        "residual_scale": 0.6,
+        "logit_scale": 1 / 3,
+        "experts": ExpertsSpec(count=5, chosen=3, ffn=76, normalize=True),
+    },
+    "lfm2_moe": {
+        "rope_base": 1e6,
+        "qk_norm": "head",
+        "layers": 3,
+        "convolutions": (True, False, True),
+        "experts": ExpertsSpec(
+            count=7, chosen=3, ffn=36, score="sigmoid", choice_bias=True, normalize=True
+        ),
+        "dense_layers": 1,
+    },
 }
 
 FAMILIES = tuple(_FAMILY)
 
-HYBRIDS = ("lfm2",)
+HYBRIDS = ("lfm2", "lfm2_moe")
 """Families with layers that have no attention."""
-ATTENTION_FAMILIES = tuple(family for family in FAMILIES if family not in HYBRIDS)
+MIXTURES = ("qwen3_moe", "granitemoe", "lfm2_moe")
+"""Families with layers that have experts."""
+ATTENTION_FAMILIES = tuple(family for family in FAMILIES if family not in (*HYBRIDS, *MIXTURES))
+"""Families that every target holds."""
 
 _OF_BLOCKS = (
     "layers", "rope_base", "rope_base_local", "rope_dim", "rope_scaling", "rope_temperature",
     "rope_layers", "window", "window_layers", "norm_before", "norm_after", "qk_norm",
-    "qk_norm_last", "convolutions",
+    "qk_norm_last", "convolutions", "experts", "dense_layers",
 )  # fmt: skip
 
 
@@ -152,6 +181,8 @@ def blocks(
     window: int | None = None,
     window_layers: tuple[bool, ...] = (),
     convolutions: tuple[bool, ...] = (),
+    experts: ExpertsSpec | None = None,
+    dense_layers: int = 0,
     **fields: Any,
 ) -> tuple[BlockSpec, ...]:
     """Layers that differ only in their window and rotary embedding; ``fields`` are `BlockSpec`'s.
@@ -159,7 +190,7 @@ def blocks(
     The window applies to ``window_layers``, to all of them if that is empty. ``rope_base_local``
     is the base in those layers, without scaling; a temperature goes by the original context.
     Layers not in ``rope_layers`` have no positions. Layers in ``convolutions`` are short
-    convolutions of three taps.
+    convolutions of three taps. All layers but the first ``dense_layers`` have the experts.
     """
     length = rope_scaling.original_context if rope_scaling and rope_temperature else 0
     whole = RopeSpec(rope_base, rope_dim or head_dim, rope_scaling, rope_temperature, length)
@@ -167,15 +198,19 @@ def blocks(
     windowed = window_layers or (window is not None,) * layers
     rotated = rope_layers or (True,) * layers
     convolves = convolutions or (False,) * layers
+    mixtures = tuple(None if i < dense_layers else experts for i in range(layers))
     return tuple(
-        BlockSpec(mixer="short_conv", rope=None, window=3)
+        BlockSpec(mixer="short_conv", rope=None, window=3, experts=mixture)
         if convolved
         else BlockSpec(
             rope=(local if is_local else whole) if has_rope else None,
             window=window if is_local else None,
+            experts=mixture,
             **fields,
         )
-        for is_local, has_rope, convolved in zip(windowed, rotated, convolves, strict=True)
+        for is_local, has_rope, convolved, mixture in zip(
+            windowed, rotated, convolves, mixtures, strict=True
+        )
     )
 
 
@@ -213,6 +248,8 @@ def random_model(config: ModelConfig, seed: int = 0) -> Model:
         tensors[name] = _float(1 - config.norm_offset + 0.2 * rng.normal(size=shape))
     for name, shape in config.convolutions():
         tensors[name] = _float(rng.normal(size=shape) / math.sqrt(shape[2]))
+    for name, size in config.choice_biases():
+        tensors[name] = _float(0.1 * rng.normal(size=size))
     if FAMILY_ROWS[config.family].biases == "qkv":
         for name, shape in config.biases():
             if "o_proj" not in name:

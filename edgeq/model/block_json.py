@@ -11,7 +11,14 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from edgeq.core.errors import FormatError
-from edgeq.model.block import MAX_LAYERS, BlockSpec, RopeScaling, RopeSpec, is_count
+from edgeq.model.block import (
+    MAX_LAYERS,
+    BlockSpec,
+    ExpertsSpec,
+    RopeScaling,
+    RopeSpec,
+    is_count,
+)
 
 FLAT_KEYS = (
     "layers", "rope_theta", "rope_theta_local", "rope_dim", "rope_scaling", "window",
@@ -102,6 +109,8 @@ def _described(block: BlockSpec) -> dict[str, Any]:
     values = asdict(block)
     if not block.qk_norm_last:
         del values["qk_norm_last"]
+    if block.experts is None:
+        del values["experts"]
     rope = values["rope"]
     if rope is not None:
         values["rope"] = _without_defaults(RopeSpec, rope)
@@ -124,6 +133,8 @@ def _block(described: Any) -> BlockSpec:
     if values.get("rope") is not None:
         rope = _object("rope", values["rope"])
         values["rope"] = RopeSpec(**{**rope, "scaling": _scaling(rope.get("scaling"))})
+    if values.get("experts") is not None:
+        values["experts"] = ExpertsSpec(**_object("experts", values["experts"]))
     return BlockSpec(**values)
 
 

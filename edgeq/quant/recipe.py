@@ -37,6 +37,7 @@ from edgeq.formats.schemes import (
     Scheme,
     parse_scheme,
 )
+from edgeq.model.block import ROUTER
 from edgeq.quant.graph.options import (
     GraphOptions,
     check_graph_weights,
@@ -334,8 +335,13 @@ class Recipe:
     def scheme_for(self, name: str, shape: Sequence[int]) -> Scheme:
         """The scheme of one tensor of a decoder; vectors are always floating point.
 
-        A rule of a preset does not apply to a matrix whose rows are shorter than its groups.
+        A rule of a preset does not apply to a matrix whose rows are shorter than its groups. The
+        router of experts stays floating point unless a rule names it: a rounded one sends tokens
+        to other experts.
         """
+        if name.endswith(f".{ROUTER}.weight"):
+            own = (rule.scheme for rule in self.rules if ROUTER.split(".")[-1] in rule.pattern)
+            return next(own, self.default if isinstance(self.default, FloatScheme) else VECTORS)
         matching = (
             rule.scheme
             for rule in self.rules

@@ -17,8 +17,8 @@ from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model import recording
-from edgeq.model.block import RopeSpec
-from edgeq.model.memory_layout import Buffers, attention_work, buffers, query_block
+from edgeq.model.block import CHOICE_BIAS, RopeSpec
+from edgeq.model.memory_layout import ACT_BLOCK, Buffers, attention_work, buffers, query_block
 from edgeq.model.model import Model
 from edgeq.model.rotary import rope_tables
 from edgeq.runtime.engine_memory import EngineMemory
@@ -31,10 +31,13 @@ from edgeq.runtime.step_times import StepLabel
 
 _ROWS = {
     "x": True, "normed": True, "branch": False, "q": False, "k": False, "v": False, "att": True,
-    "gate": False, "up": False, "acts": True,
+    "gate": False, "up": False, "acts": True, "router": False, "expert_x": False,
+    "expert_acts": False, "expert_gate": False, "expert_up": False, "expert_between": False,
+    "expert_out": False,
 }  # fmt: skip
 """Buffers of rows in the order of the program's records, and whether each thread has a row of its
-own while one token is decoded. q, k, v and gate, up follow each other: a step names the first."""
+own while one token is decoded. q, k, v and gate, up follow each other, and so do the rows of
+experts: a step names the first."""
 _ROW_NUMBERS = {name: number for number, name in enumerate(_ROWS)}
 
 
@@ -86,6 +89,7 @@ class CompiledProgram:
         attentions = self._attention_records(steps, context)
         scratch = {name: memory.scratch(shape) for name, shape in sizes.arrays.items()}
         self.logits, self.normed = scratch["logits"], scratch["normed"]
+        self._plan = scratch["plan"]
         rows = memory.zeros(len(_ROWS), abi.ROWS)
         for row, (name, private) in zip(rows, _ROWS.items(), strict=True):
             row["address"], row["stride"] = scratch[name].ctypes.data, scratch[name].strides[0]
@@ -212,6 +216,38 @@ class CompiledProgram:
         self._memory.scratch_bytes += rows.nbytes
         return self._memory.address(rows, 4), len(rows)
 
+    def _experts(self, step: ProgramStep, matrices: NDArray[Any], sizes: Buffers) -> int:
+        """Address of the record of a step's experts; 0 for another step.
+
+        Args:
+            step: the step.
+            matrices: its records of gate, up and down of each expert.
+            sizes: of the buffers.
+        """
+        if step.kind != Step.EXPERTS or step.layer is None:
+            return 0
+        experts = self._model.config.blocks[step.layer].experts
+        assert experts is not None  # by which there is such a step
+        bias = self._model.tensors.get(f"model.layers.{step.layer}.{CHOICE_BIAS}")
+        quantized = matrices["kind"].reshape(-1, 3) >= abi.FIRST_QUANT
+        record: dict[str, float] = {
+            "count": experts.count,
+            "chosen": experts.chosen,
+            "sigmoid": experts.score == "sigmoid",
+            "normalize": experts.normalize,
+            "bias": self._memory.address(bias.numpy(), 4) if bias is not None else 0,
+            "rows": _ROW_NUMBERS["router"],
+            "plan": self._plan.ctypes.data,
+            "room": sizes.arrays["expert_x"][0],
+            "width": sizes.hidden,
+            "words": sizes.hidden // K_BLOCK * ACT_BLOCK // 8,
+            "floats": not quantized[:, :2].all(),
+            "quantized": bool(quantized[:, :2].any()),
+            "blocks": sizes.expert_ffn // K_BLOCK if quantized[:, 2].any() else 0,
+            "scale": experts.scale,
+        }
+        return self._table(abi.EXPERTS, [record]).ctypes.data
+
     def _step_records(
         self, steps: list[ProgramStep], sizes: Buffers, matrices: NDArray[Any]
     ) -> NDArray[Any]:
@@ -254,6 +290,9 @@ class CompiledProgram:
                     "scale": step.scale,
                     "taps": taps,
                     "tap_count": tap_count,
+                    "experts": self._experts(
+                        step, matrices[linear : linear + len(step.linears)], sizes
+                    ),
                 }
             )
             linear += len(step.linears)

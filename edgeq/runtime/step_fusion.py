@@ -10,6 +10,7 @@ runs (`edgeq.runtime.kernels.program`):
     ATTENTION   heads + norms and rotary embedding of q and k + append to the cache + attention
     QUANTIZE    the input of a linear that no norm precedes
     GATED       two linears of one input + activation(gate) * up
+    EXPERTS     routing + gate, up, activation and down of each expert + their weighted sum
     HEAD        logits, scaled and capped
 
 `fuse` follows what each buffer of rows holds, so a decoder that orders these operations
@@ -31,12 +32,12 @@ from edgeq.runtime.kernels.abi import Step
 
 _INPUT_LABELS = {
     "q": "norm_in", "b": "norm_in", "gate": "norm_ffn", "logits": "final_norm",
-    "head": "final_norm",
+    "head": "final_norm", "router": "norm_ffn",
 }  # fmt: skip
 """Last part of a linear's name -> label of the norm before it."""
 _STEP_LABELS = {
     "q": "qkv", "b": "in_proj", "mix": "attention", "o": "o_proj", "gate": "gate_up",
-    "down": "down_proj",
+    "down": "down_proj", "experts": "experts",
 }  # fmt: skip
 """Last part of a result's name -> label of the step that computes it."""
 _LINEAR_ROWS = {1: ("branch",), 3: ("q", "k", "v")}
@@ -147,6 +148,8 @@ class _Fusion:
                 self._attention(operation)
             elif operation.kind == "short_conv":
                 self._short_conv(operation)
+            elif operation.kind == "route":
+                self._experts(operation)
             elif operation.kind == "logits":
                 self._head(operation)
         for operation in self.operations:
@@ -175,6 +178,8 @@ class _Fusion:
                 self._fuse(gated)
                 return
         outputs = _LINEAR_ROWS.get(len(group))
+        if [user.kind for user in self._users.get(group[0], ())] == ["route"]:
+            outputs = ("router",)
         if outputs is None:
             raise _no_step(group[0], f"{len(group)} linears have the same input")
         self._step(Step.LINEARS, label, layer, x=row, out=outputs[0], linears=weights)
@@ -230,6 +235,35 @@ class _Fusion:
         # not "att": beyond the values of attention its rows must remain zeros
         self._step(Step.SHORT_CONV, "short_conv", layer, x="q", out="normed", taps=operation.weight)
         self.rows["normed"] = operation
+
+    def _experts(self, route: RecordedOperation) -> None:
+        """Experts, from the router's logits to their weighted sum."""
+        combined = [user for user in self._users[route] if user.kind == "combine"]
+        if len(combined) != 1 or self._row(route.inputs[0]) != "router":
+            raise _no_step(route, "its experts are not summed up once")
+        (combine,) = combined
+        weights: list[str] = []
+        inputs = set()
+        for number, down in enumerate(combine.inputs[1:]):
+            act = down.inputs[0]
+            if (down.kind, act.kind) != ("linear", "gated"):
+                raise _no_step(combine, f"{down.name} is not a linear of a gated value")
+            gate, up = act.inputs
+            rows = gate.inputs[0]
+            if rows.kind != "to_expert" or up.inputs[0] is not rows or rows.number != number:
+                raise _no_step(combine, f"{gate.name} and {up.name} are not of expert {number}")
+            inputs.add(rows.inputs[0])
+            weights += [gate.weight, up.weight, down.weight]
+            self._fuse(rows, gate, up, act, down)
+        if len(inputs) != 1 or self.quantized not in inputs:
+            raise _no_step(combine, "the experts do not have the router's input")
+        layer, part = _layer_and_part(combine)
+        self._fuse(route, combine)
+        self._step(
+            Step.EXPERTS, _STEP_LABELS[part], layer, x=self._row(inputs.pop()), out="branch",
+            linears=tuple(weights),
+        )  # fmt: skip
+        self.rows["branch"] = combine
 
     def _input(self, consumer: RecordedOperation) -> str:
         """Quantize the input of linears; returns the buffer of its float rows."""

@@ -29,17 +29,23 @@ CONVOLUTION = [
 ]  # fmt: skip
 
 
+MIXTURE = [("LINEARS", "router"), ("EXPERTS", "experts")]
+
+
 def names(steps: list[ProgramStep], layer: int | None) -> list[tuple[str, str]]:
     return [(step.kind.name, step.label) for step in steps if step.layer == layer]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_takes_nine_steps_a_layer(family: str) -> None:
+def test_every_family_takes_few_steps_a_layer(family: str) -> None:
     config = tiny_config(family)
     layers = {
         i: CONVOLUTION if block.mixer == "short_conv" else LAYER
         for i, block in enumerate(config.blocks)
     }
+    for i, block in enumerate(config.blocks):
+        if block.experts is not None:
+            layers[i] = [*layers[i][:6], *MIXTURE]
     if not config.blocks[0].norm_before:  # the embedding is quantized as it is
         layers[0] = [("QUANTIZE", "norm_in"), *LAYER[1:]]
     steps = fuse(record(config))

@@ -15,7 +15,8 @@ of a plain decoder is
     QUANTIZE
     LINEARS    down projection                       | barrier
 
-A layer with a short convolution has SHORT_CONV in place of ATTENTION.
+A layer with a short convolution has SHORT_CONV in place of ATTENTION. One with experts has LINEARS
+of the router and EXPERTS in place of what follows the second NORM.
 
 With one token (decode) the cheap steps - residual, norms, quantization - are repeated by every
 thread in rows of its own, which costs less than sharing them would; with many tokens (prefill)
@@ -31,6 +32,7 @@ from edgeq.formats.packing import TILE
 from edgeq.runtime.kernels import abi
 from edgeq.runtime.kernels.abi import Rows, Step, Thread
 from edgeq.runtime.kernels.attention import attend_batch, attend_one, attend_prompt
+from edgeq.runtime.kernels.experts import mix
 from edgeq.runtime.kernels.matmul import matmul
 from edgeq.runtime.kernels.primitives import (
     compiled,
@@ -54,7 +56,7 @@ from edgeq.runtime.kernels.row_ops import (
 )
 from edgeq.runtime.kernels.short_conv import convolve_batch, convolve_one, convolve_prompt
 
-_EMBED, _NORM, _QUANTIZE, _LINEARS, _GATED, _ATTENTION, _HEAD, _SHORT_CONV = (
+_EMBED, _NORM, _QUANTIZE, _LINEARS, _GATED, _ATTENTION, _HEAD, _SHORT_CONV, _EXPERTS = (
     int(kind) for kind in Step
 )
 _F32 = 4
@@ -240,6 +242,8 @@ def _run(program, call, thread, position, ids):
                 convolve_one(step, cache, x, c, factor, out, thread, position)
             else:
                 convolve_prompt(step, cache, x, c, factor, out, thread, position)
+        elif kind == _EXPERTS:
+            mix(step, rows, linears, x, acts, out, thread)
         elif kind == _EMBED:
             _embed(program.embed_scale, out, linears[step.linear], ids, thread)
         else:

@@ -53,6 +53,8 @@ def config(family: str, **over: Any) -> Any:
         shape |= {"window": 100}
     if family == "exaone4":  # llama.cpp gives windows to models of 64 layers
         shape |= {"window": None, "window_layers": (), "rope_layers": ()}
+    if family == "qwen3_moe":  # llama.cpp gives experts to every layer
+        shape |= {"dense_layers": 0}
     return tiny_config(family, **(shape | over))
 
 

@@ -74,6 +74,8 @@ def test_each_group_is_rounded_by_its_inputs(family: str, method: str, tmp_path:
             "importance": np.asarray(hessian.diagonal, np.float32)
         }  # fmt: skip
         for name in step.group.linears:
+            if name.endswith("router.weight"):
+                continue  # stays floating point
             want = quantize_tensor(step.weights[name], scheme_of("w3-g32"), method, **seen)
             assert same(held(got, name), want), name
             step.replace(name, want.numpy())
