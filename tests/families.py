@@ -243,7 +243,9 @@ def random_model(config: ModelConfig, seed: int = 0) -> Model:
     rng = np.random.default_rng(seed)
     tensors: dict[str, Tensor] = {}
     for name, (n, k) in config.linears():
-        tensors[name] = _float(rng.normal(size=(n, k)) / math.sqrt(k))
+        # of a decided router, so that the expert at the border has a small weight
+        decided = 4 if name.endswith("router.weight") else 1
+        tensors[name] = _float(decided * rng.normal(size=(n, k)) / math.sqrt(k))
     for name, shape in config.norms():
         tensors[name] = _float(1 - config.norm_offset + 0.2 * rng.normal(size=shape))
     for name, shape in config.convolutions():
@@ -260,9 +262,14 @@ def random_model(config: ModelConfig, seed: int = 0) -> Model:
 def quantized(
     model: Model, scheme: QuantScheme | str, embed: QuantScheme | str = "w8-channel"
 ) -> Model:
-    """The same model with every matrix rounded to nearest; embedding and head to ``embed``."""
+    """The same model with every matrix rounded to nearest; embedding and head to ``embed``.
+
+    Routers of experts stay floating point, as they do with every recipe that does not name them.
+    """
     tensors = dict(model.tensors)
     for name, _ in model.config.linears():
+        if name.endswith("router.weight"):
+            continue
         chosen = embed if "embed_tokens" in name or "lm_head" in name else scheme
         tensors[name] = rounded(model.tensors[name].numpy(), chosen)
     return replace(model, tensors=tensors)
