@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOPICS = {
     "Models and files": (
         "load", "open_source", "save", "inspect", "demo_model", "Model", "ModelConfig",
-        "BlockSpec", "RopeSpec", "RopeScaling", "DeltaSpec", "Graph",
+        "BlockSpec", "RopeSpec", "RopeScaling", "DeltaSpec", "ExpertsSpec", "Graph",
         "QuantTensor", "FloatTensor", "Reference",
     ),
     "Quantize": ("quantize", "repack", "verify_reproducible", "calibrate", "sensitivity", "sweep",

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from edgeq.graph.ir import Graph
     from edgeq.importers import load, open_source
     from edgeq.model.artifact import save
-    from edgeq.model.block import BlockSpec, DeltaSpec, RopeScaling, RopeSpec
+    from edgeq.model.block import BlockSpec, DeltaSpec, ExpertsSpec, RopeScaling, RopeSpec
     from edgeq.model.config import ModelConfig
     from edgeq.model.model import Model
     from edgeq.model.reference import Reference
@@ -139,7 +139,7 @@ _HOMES = {
     "edgeq.graph.ir": ("Graph",),
     "edgeq.importers": ("load", "open_source"),
     "edgeq.model.artifact": ("save",),
-    "edgeq.model.block": ("BlockSpec", "DeltaSpec", "RopeScaling", "RopeSpec"),
+    "edgeq.model.block": ("BlockSpec", "DeltaSpec", "ExpertsSpec", "RopeScaling", "RopeSpec"),
     "edgeq.model.config": ("ModelConfig",),
     "edgeq.model.model": ("Model",),
     "edgeq.model.reference": ("Reference",),
@@ -189,6 +189,7 @@ __all__ = [
     "EdgeqError",
     "Engine",
     "Evaluation",
+    "ExpertsSpec",
     "FloatTensor",
     "FormatError",
     "GrammarVocabulary",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeq.formats.schemes import QuantScheme, parse_scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers.huggingface.families import FAMILIES as FAMILY_ROWS
-from edgeq.model.block import A_LOG, BlockSpec, DeltaSpec, RopeScaling, RopeSpec
+from edgeq.model.block import A_LOG, BlockSpec, DeltaSpec, ExpertsSpec, RopeScaling, RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
@@ -135,18 +135,48 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "delta": DeltaSpec(key_heads=2, value_heads=6, key_dim=5, value_dim=9),
         "delta_layers": (True, True, False),
     },
+    "qwen3_moe": {
+        "rope_base": 1e6,
+        "qk_norm": "head",
+        "norm_eps": 1e-6,
+        "layers": 3,
+        "experts": ExpertsSpec(count=6, chosen=2, ffn=20, normalize=True),
+        "dense_layers": 1,
+        "tied": False,
+    },
+    "granitemoe": {
+        "embed_scale": 1.5,
+        "attn_scale": 0.2,
+        "residual_scale": 0.6,
+        "logit_scale": 1 / 3,
+        "experts": ExpertsSpec(count=5, chosen=3, ffn=76, normalize=True),
+    },
+    "lfm2_moe": {
+        "rope_base": 1e6,
+        "qk_norm": "head",
+        "layers": 3,
+        "convolutions": (True, False, True),
+        "experts": ExpertsSpec(
+            count=7, chosen=3, ffn=36, score="sigmoid", choice_bias=True, normalize=True
+        ),
+        "dense_layers": 1,
+    },
 }
 
 FAMILIES = tuple(_FAMILY)
 
-HYBRIDS = ("lfm2", "qwen3_5")
+HYBRIDS = ("lfm2", "qwen3_5", "lfm2_moe")
 """Families with layers that have no attention."""
-ATTENTION_FAMILIES = tuple(family for family in FAMILIES if family not in HYBRIDS)
+MIXTURES = ("qwen3_moe", "granitemoe", "lfm2_moe")
+"""Families with layers that have experts."""
+ATTENTION_FAMILIES = tuple(family for family in FAMILIES if family not in (*HYBRIDS, *MIXTURES))
+"""Families that every target holds."""
 
 _OF_BLOCKS = (
     "layers", "rope_base", "rope_base_local", "rope_dim", "rope_scaling", "rope_temperature",
     "rope_layers", "window", "window_layers", "norm_before", "norm_after", "qk_norm",
-    "qk_norm_last", "convolutions", "output_gate", "delta", "delta_layers",
+    "qk_norm_last", "convolutions", "output_gate", "delta", "delta_layers", "experts",
+    "dense_layers",
 )  # fmt: skip
 
 
@@ -165,6 +195,8 @@ def blocks(
     convolutions: tuple[bool, ...] = (),
     delta: DeltaSpec | None = None,
     delta_layers: tuple[bool, ...] = (),
+    experts: ExpertsSpec | None = None,
+    dense_layers: int = 0,
     **fields: Any,
 ) -> tuple[BlockSpec, ...]:
     """Layers that differ only in their window and rotary embedding; ``fields`` are `BlockSpec`'s.
@@ -172,7 +204,8 @@ def blocks(
     The window applies to ``window_layers``, to all of them if that is empty. ``rope_base_local``
     is the base in those layers, without scaling; a temperature goes by the original context.
     Layers not in ``rope_layers`` have no positions. Layers in ``convolutions`` are short
-    convolutions of three taps, and those in ``delta_layers`` gated delta nets of four.
+    convolutions of three taps, and those in ``delta_layers`` gated delta nets of four. All layers
+    but the first ``dense_layers`` have the experts.
     """
     length = rope_scaling.original_context if rope_scaling and rope_temperature else 0
     whole = RopeSpec(rope_base, rope_dim or head_dim, rope_scaling, rope_temperature, length)
@@ -181,18 +214,20 @@ def blocks(
     rotated = rope_layers or (True,) * layers
     convolves = convolutions or (False,) * layers
     recurs = delta_layers or (False,) * layers
+    mixtures = tuple(None if i < dense_layers else experts for i in range(layers))
     return tuple(
-        BlockSpec(mixer="gated_delta_net", rope=None, window=4, delta=delta)
+        BlockSpec(mixer="gated_delta_net", rope=None, window=4, delta=delta, experts=mixture)
         if recurrent
-        else BlockSpec(mixer="short_conv", rope=None, window=3)
+        else BlockSpec(mixer="short_conv", rope=None, window=3, experts=mixture)
         if convolved
         else BlockSpec(
             rope=(local if is_local else whole) if has_rope else None,
             window=window if is_local else None,
+            experts=mixture,
             **fields,
         )
-        for is_local, has_rope, convolved, recurrent in zip(
-            windowed, rotated, convolves, recurs, strict=True
+        for is_local, has_rope, convolved, recurrent, mixture in zip(
+            windowed, rotated, convolves, recurs, mixtures, strict=True
         )
     )
 
@@ -226,7 +261,9 @@ def random_model(config: ModelConfig, seed: int = 0) -> Model:
     rng = np.random.default_rng(seed)
     tensors: dict[str, Tensor] = {}
     for name, (n, k) in config.linears():
-        tensors[name] = _float(rng.normal(size=(n, k)) / math.sqrt(k))
+        # of a decided router, so that the expert at the border has a small weight
+        decided = 4 if name.endswith("router.weight") else 1
+        tensors[name] = _float(decided * rng.normal(size=(n, k)) / math.sqrt(k))
     for name, shape in config.norms():
         tensors[name] = _float(1 - config.norm_offset + 0.2 * rng.normal(size=shape))
     for name, shape in config.convolutions():
@@ -235,6 +272,8 @@ def random_model(config: ModelConfig, seed: int = 0) -> Model:
         # decays of a position between about 0.2 and 0.9
         center = -1.0 if name.endswith(A_LOG) else 1.0 if name.endswith("weight") else 0.0
         tensors[name] = _float(center + 0.5 * rng.normal(size=shape))
+    for name, size in config.choice_biases():
+        tensors[name] = _float(0.1 * rng.normal(size=size))
     if FAMILY_ROWS[config.family].biases == "qkv":
         for name, shape in config.biases():
             if "o_proj" not in name:
@@ -245,9 +284,14 @@ def random_model(config: ModelConfig, seed: int = 0) -> Model:
 def quantized(
     model: Model, scheme: QuantScheme | str, embed: QuantScheme | str = "w8-channel"
 ) -> Model:
-    """The same model with every matrix rounded to nearest; embedding and head to ``embed``."""
+    """The same model with every matrix rounded to nearest; embedding and head to ``embed``.
+
+    Routers of experts stay floating point, as they do with every recipe that does not name them.
+    """
     tensors = dict(model.tensors)
     for name, _ in model.config.linears():
+        if name.endswith("router.weight"):
+            continue
         chosen = embed if "embed_tokens" in name or "lm_head" in name else scheme
         tensors[name] = rounded(model.tensors[name].numpy(), chosen)
     return replace(model, tensors=tensors)

@@ -9,10 +9,13 @@ from edgeq.model.config import ModelConfig
 
 
 class AttentionOnly:
-    """Base of the builders of graphs that hold no mixer but attention."""
+    """Base of the builders of graphs that hold no mixer but attention, and no experts.
+
+    `check_attention_only` refuses such models before any work.
+    """
 
     def short_conv(self, name: str, layer: int, b: Any, c: Any, x: Any, weight: str) -> NoReturn:
-        """Refuse a short convolution; `check_attention_only` does so before any work.
+        """Refuse a short convolution.
 
         Raises:
             UnsupportedError: always.
@@ -35,12 +38,29 @@ class AttentionOnly:
         """
         raise UnsupportedError(f"this target's graphs hold no gate on attention's output ({name})")
 
+    def route(self, name: str, layer: int, logits: Any) -> NoReturn:
+        """Refuse experts.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(f"this target's graphs hold no mixture of experts ({name})")
+
+    def to_expert(self, name: str, x: Any, routing: Any, expert: int) -> NoReturn:
+        """Refuse an expert, as `route` does."""
+        self.route(name, 0, x)
+
+    def combine(self, name: str, routing: Any, outputs: Any) -> NoReturn:
+        """Refuse the sum of experts, as `route` does."""
+        self.route(name, 0, routing)
+
 
 _KINDS = {"short_conv": "gated short convolutions", "gated_delta_net": "gated delta nets"}
 
 
 def check_attention_only(config: ModelConfig, runtime: str) -> None:
-    """Refuse a model with layers that mix positions otherwise than by attention without a gate.
+    """Refuse a model with layers that mix positions otherwise than by attention without a gate, or
+    that have experts.
 
     Args:
         config: of the model.
@@ -63,4 +83,12 @@ def check_attention_only(config: ModelConfig, runtime: str) -> None:
             f"{len(gated)} of {config.layers} layers of the model, layer {gated[0]} the first, "
             f"have attention with an output gate, which edgeq does not write for {runtime}; run "
             "the model with edgeq's own engine"
+        )
+    mixtures = [i for i, block in enumerate(config.blocks) if block.experts is not None]
+    if config.experts is not None:
+        raise UnsupportedError(
+            f"the feed-forwards of {len(mixtures)} of {config.layers} layers of the model, layer "
+            f"{mixtures[0]} the first, are mixtures of {config.experts.count} "
+            f"experts, which edgeq does not write for {runtime}; run the model with edgeq's own "
+            "engine, or convert it to GGUF"
         )

@@ -1,10 +1,10 @@
 """What one layer of a decoder is, as data, and the names of the tensors it has.
 
 A layer is a mixer of positions (attention, a short convolution or a gated delta net) followed by a
-gated feed-forward; each adds its output to the residual stream. `BlockSpec` says which norms stand
-before and after them, which positions the mixer sees and how it encodes them. A norm of attention
-is the norm of the mixer, whichever it is. Names of tensors are Hugging Face's,
-``model.layers.{i}.{part}.weight``:
+gated feed-forward, or by a mixture of several, the experts; each adds its output to the residual
+stream. `BlockSpec` says which norms stand before and after them, which positions the mixer sees and
+how it encodes them. A norm of attention is the norm of the mixer, whichever it is. Names of tensors
+are Hugging Face's, ``model.layers.{i}.{part}.weight``:
 
     norm before   norm after   attention in, out           feed-forward in, out
     yes           no           input, -                    post_attention, -
@@ -25,16 +25,20 @@ from edgeq.core.errors import FormatError, UnsupportedError
 
 Mixer = Literal["attention", "short_conv", "gated_delta_net"]
 QKNorm = Literal["head", "all"]
+Score = Literal["softmax", "sigmoid"]
 ScalingKind = Literal["linear", "llama3", "yarn", "longrope", "dynamic"]
 
 MAX_SIZE = 1 << 31
 """No size of a model is larger."""
 MAX_LAYERS = 1 << 16
 """No model has more layers."""
+MAX_EXPERTS = 4096
+"""No layer has more experts."""
 
 Q_PROJ, K_PROJ, V_PROJ = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
 O_PROJ, G_PROJ = "self_attn.o_proj", "self_attn.g_proj"
 GATE_PROJ, UP_PROJ, DOWN_PROJ = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
+ROUTER, CHOICE_BIAS = "mlp.router", "mlp.experts.bias"
 Q_NORM, K_NORM = "self_attn.q_norm", "self_attn.k_norm"
 B_PROJ, C_PROJ, X_PROJ = "conv.b_proj", "conv.c_proj", "conv.x_proj"
 CONV, CONV_OUT = "conv.conv", "conv.out_proj"
@@ -60,6 +64,33 @@ def tensor_name(layer: int, part: str) -> str:
     """
     name = f"model.layers.{layer}.{part}"
     return name if part in (A_LOG, DT_BIAS) else f"{name}.weight"
+
+
+def expert_part(expert: int, part: str) -> str:
+    """The part of a layer that is a matrix of an expert.
+
+    Example:
+        >>> from edgeq.model.block import DOWN_PROJ, expert_part
+        >>> expert_part(7, DOWN_PROJ)
+        'mlp.experts.7.down_proj'
+    """
+    block, _, name = part.partition(".")
+    return f"{block}.experts.{expert}.{name}"
+
+
+def of_any_expert(part: str) -> tuple[str, str]:
+    """A part of a layer with "*" in place of the number of its expert, and that number.
+
+    Example:
+        >>> from edgeq.model.block import of_any_expert
+        >>> of_any_expert("mlp.experts.7.down_proj"), of_any_expert("mlp.down_proj")
+        (('mlp.experts.*.down_proj', '7'), ('mlp.down_proj', ''))
+    """
+    before, experts, after = part.partition(".experts.")
+    number, _, name = after.partition(".")
+    if not experts or not number.isdigit():
+        return part, ""
+    return f"{before}.experts.*.{name}", number
 
 
 def is_count(value: Any) -> bool:
@@ -261,6 +292,66 @@ class DeltaSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertsSpec:
+    """A feed-forward that is a mixture of experts: each token goes through a few of them.
+
+    A router, a matrix of a row for each expert, scores the experts for each token. The token goes
+    through those with the highest scores, the lowest number first among equals, and the outputs are
+    added up, each times its expert's weight.
+
+    Args:
+        count: how many experts there are.
+        chosen: how many each token goes through.
+        ffn: the width of an expert.
+        score: "softmax" over all experts, or "sigmoid" of each expert's logit.
+        choice_bias: a number for each expert is added to its score to choose experts, and to
+            nothing else.
+        normalize: the weights of the chosen experts are divided by their sum.
+        scale: factor on the weights.
+
+    Raises:
+        FormatError: a value of the wrong type or out of range.
+
+    Example:
+        >>> experts = edgeq.ExpertsSpec(count=128, chosen=8, ffn=768, normalize=True)
+        >>> edgeq.BlockSpec(rope=None, experts=experts).experts.score
+        'softmax'
+    """
+
+    count: int
+    chosen: int
+    ffn: int
+    score: Score = "softmax"
+    choice_bias: bool = False
+    normalize: bool = False
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, most in (("count", MAX_EXPERTS), ("chosen", self.count), ("ffn", MAX_SIZE)):
+            value = getattr(self, name)
+            if not is_count(value) or not 1 <= value <= most:
+                raise FormatError(
+                    f"model config: {name} of the experts is {value!r}; it must be a whole number "
+                    f"from 1 to {most}"
+                )
+        if self.score not in get_args(Score):
+            raise FormatError(
+                f"model config: the score of experts is {self.score!r}; it must be one of "
+                f"{', '.join(map(repr, get_args(Score)))}"
+            )
+        for name in ("choice_bias", "normalize"):
+            if not isinstance(getattr(self, name), bool):
+                raise FormatError(
+                    f"model config: {name} of the experts is {getattr(self, name)!r}; it must be "
+                    "true or false"
+                )
+        if not is_finite(self.scale) or self.scale <= 0:
+            raise FormatError(
+                f"model config: scale of the experts is {self.scale!r}; it must be above 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class BlockSpec:
     """One layer of a decoder.
 
@@ -282,6 +373,7 @@ class BlockSpec:
         output_gate: the output of attention is multiplied by the sigmoid of a projection of its
             input (Qwen 3.5).
         delta: sizes of a gated delta net; None for other mixers.
+        experts: the experts of the feed-forward, or None where it is a single one.
 
     Raises:
         FormatError: a value of the wrong type or out of range.
@@ -302,6 +394,7 @@ class BlockSpec:
     window: int | None = None
     output_gate: bool = False
     delta: DeltaSpec | None = None
+    experts: ExpertsSpec | None = None
 
     def __post_init__(self) -> None:
         if self.mixer not in get_args(Mixer):
@@ -334,6 +427,10 @@ class BlockSpec:
             raise FormatError(
                 f"model config: window is {self.window!r}; it must be a positive number of tokens "
                 "or absent"
+            )
+        if self.experts is not None and not isinstance(self.experts, ExpertsSpec):
+            raise FormatError(
+                f"model config: experts is {self.experts!r}; it must be an ExpertsSpec or None"
             )
         if self.mixer != "attention":
             self._check_without_attention()

@@ -15,6 +15,7 @@ from edgeq.model.block import (
     MAX_LAYERS,
     BlockSpec,
     DeltaSpec,
+    ExpertsSpec,
     RopeScaling,
     RopeSpec,
     is_count,
@@ -107,7 +108,7 @@ def blocks_from_flat(data: Mapping[str, Any]) -> tuple[BlockSpec, ...]:
 def _described(block: BlockSpec) -> dict[str, Any]:
     """A block without the keys that it does not need and that older readers do not know."""
     values = asdict(block)
-    for name in ("qk_norm_last", "output_gate", "delta"):
+    for name in ("qk_norm_last", "output_gate", "delta", "experts"):
         if not values[name]:
             del values[name]
     rope = values["rope"]
@@ -134,6 +135,8 @@ def _block(described: Any) -> BlockSpec:
         values["rope"] = RopeSpec(**{**rope, "scaling": _scaling(rope.get("scaling"))})
     if values.get("delta") is not None:
         values["delta"] = DeltaSpec(**_object("delta", values["delta"]))
+    if values.get("experts") is not None:
+        values["experts"] = ExpertsSpec(**_object("experts", values["experts"]))
     return BlockSpec(**values)
 
 

@@ -11,6 +11,7 @@ from edgeq.model.block import (
     A_LOG,
     B_PROJ,
     C_PROJ,
+    CHOICE_BIAS,
     CONV,
     CONV_OUT,
     DELTA_CONV,
@@ -31,11 +32,14 @@ from edgeq.model.block import (
     O_PROJ,
     Q_NORM,
     Q_PROJ,
+    ROUTER,
     UP_PROJ,
     V_PROJ,
     X_PROJ,
     BlockSpec,
+    ExpertsSpec,
     RopeSpec,
+    expert_part,
     is_count,
     is_finite,
     tensor_name,
@@ -57,7 +61,8 @@ class ModelConfig:
 
     Attributes:
         family: its name, as "llama" or "qwen3".
-        hidden, ffn, heads, kv_heads, head_dim, vocab: the shape.
+        hidden, ffn, heads, kv_heads, head_dim, vocab: the shape; experts have a width of their own
+            in place of ffn.
         context: the longest sequence the model was made for, in tokens.
         blocks: what each layer is, first layer first.
         norm_eps: epsilon of the RMS norms.
@@ -136,6 +141,8 @@ class ModelConfig:
                 f"model config: blocks describes {len(blocks)} layers; "
                 f"there must be at least 1 and at most {MAX_LAYERS}"
             )
+        if len({block.experts for block in blocks} - {None}) > 1:
+            raise FormatError("model config: all layers with experts must have the same kind")
         for name in _POSITIVE:
             value = getattr(self, name)
             zero = name == "attn_scale"  # which stands for the usual one
@@ -171,6 +178,11 @@ class ModelConfig:
     def group(self) -> int:
         """Query heads per key/value head."""
         return self.heads // self.kv_heads
+
+    @property
+    def experts(self) -> ExpertsSpec | None:
+        """The experts of the layers that have any; None if there is no such layer."""
+        return next((block.experts for block in self.blocks if block.experts), None)
 
     @property
     def mix_width(self) -> int:
@@ -232,11 +244,25 @@ class ModelConfig:
                 if block.output_gate:
                     yield tensor_name(i, G_PROJ), (q, self.hidden)
                 yield tensor_name(i, O_PROJ), (self.hidden, q)
-            yield tensor_name(i, GATE_PROJ), (self.ffn, self.hidden)
-            yield tensor_name(i, UP_PROJ), (self.ffn, self.hidden)
-            yield tensor_name(i, DOWN_PROJ), (self.hidden, self.ffn)
+            yield from self._feed_forward(i)
         if not self.tied:
             yield "lm_head.weight", (self.vocab, self.hidden)
+
+    def _feed_forward(self, i: int) -> Iterator[tuple[str, tuple[int, int]]]:
+        experts, ffn = self.blocks[i].experts, self.ffn
+        parts = [(GATE_PROJ, UP_PROJ, DOWN_PROJ)]
+        if experts is not None:
+            yield tensor_name(i, ROUTER), (experts.count, self.hidden)
+            ffn = experts.ffn
+            gate, up, down = parts[0]
+            parts = [
+                (expert_part(e, gate), expert_part(e, up), expert_part(e, down))
+                for e in range(experts.count)
+            ]
+        for gate, up, down in parts:
+            yield tensor_name(i, gate), (ffn, self.hidden)
+            yield tensor_name(i, up), (ffn, self.hidden)
+            yield tensor_name(i, down), (self.hidden, ffn)
 
     def norms(self) -> Iterator[tuple[str, tuple[int]]]:
         """Names and shapes of every norm weight, but for those inside gated delta nets."""
@@ -274,12 +300,20 @@ class ModelConfig:
                 yield tensor_name(i, DT_BIAS), (block.delta.value_heads,)
                 yield tensor_name(i, DELTA_NORM), (block.delta.value_dim,)
 
+    def choice_biases(self) -> Iterator[tuple[str, tuple[int]]]:
+        """Names and shapes of what is added to the scores of experts to choose among them."""
+        for i, block in enumerate(self.blocks):
+            if block.experts is not None and block.experts.choice_bias:
+                yield f"model.layers.{i}.{CHOICE_BIAS}", (block.experts.count,)
+
     def floats(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Names and shapes of all weights that no matrix is made of and that stay floating point:
-        norms, short convolutions, and the vectors of gated delta nets."""
+        norms, convolutions, the vectors of gated delta nets, and the biases by which experts are
+        chosen."""
         yield from self.norms()
         yield from self.convolutions()
         yield from self.delta_vectors()
+        yield from self.choice_biases()
 
     def biases(self) -> Iterator[tuple[str, tuple[int]]]:
         """Names and shapes of the biases a family may have (they are optional tensors)."""

@@ -25,6 +25,11 @@ every builder, so that results of two backends can be compared and the first tha
     layers.{i}.mlp_norm              [T, hidden]                   if norm_before
     layers.{i}.gate, .up, .act       [T, ffn]; act is activation(gate) * up
     layers.{i}.down                  [T, hidden]
+    layers.{i}.router                [T, E]  of a layer with experts, in place of gate ... down
+    layers.{i}.routing               [T, E]  the weight of each expert; 0 for those not chosen
+    layers.{i}.expert{e}.in          [t, hidden]  the tokens that chose an expert, likewise its
+                                     gate, up, act [t, ffn of an expert] and down [t, hidden]
+    layers.{i}.experts               [T, hidden]  the sum of weight * down of the chosen experts
     layers.{i}.mlp_post_norm         [T, hidden]                   if norm_after
     layers.{i}.mlp_scaled            [T, hidden]                   if residual_scale is not 1
     layers.{i}.out                   [T, hidden]  the residual stream after the layer
@@ -34,14 +39,16 @@ every builder, so that results of two backends can be compared and the first tha
     head_scaled                      the same shape                if logits are scaled and capped
     logits                           the same shape
 
-A layer is cut in six parts, where calibration and transforms have to look or to change something:
-`attention_in`, `attention_mix` and `attention_out`, then `feed_forward_in`, `feed_forward_act` and
-`feed_forward_out`. Each part can be run by itself. "Attention" in their names stands for the
-mixer, whichever it is.
+A layer without experts is cut in six parts, where calibration and transforms have to look or to
+change something: `attention_in`, `attention_mix` and `attention_out`, then `feed_forward_in`,
+`feed_forward_act` and `feed_forward_out`. Each part can be run by itself. "Attention" in their
+names stands for the mixer, whichever it is. With experts, `routing`, then `expert_in`, `expert_act`
+and `expert_out` of each, and `feed_forward_sum` stand in place of the last two.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from edgeq.model.block import (
@@ -62,12 +69,14 @@ from edgeq.model.block import (
     O_PROJ,
     Q_NORM,
     Q_PROJ,
+    ROUTER,
     UP_PROJ,
     V_PROJ,
     X_PROJ,
     BlockSpec,
     Mixer,
     RopeSpec,
+    expert_part,
     tensor_name,
 )
 from edgeq.model.config import ModelConfig
@@ -77,7 +86,8 @@ V = TypeVar("V")
 LAYER_STEPS = (
     "attn_norm", "q", "k", "v", "g", "q_norm", "k_norm", "q_rope", "k_rope", "b", "c", "x", "qkv",
     "z", "beta", "decay", "mix", "gated_mix", "o", "attn_post_norm", "attn_scaled", "attn_out",
-    "mlp_norm", "gate", "up", "act", "down", "mlp_post_norm", "mlp_scaled", "out",
+    "mlp_norm", "gate", "up", "act", "down", "router", "routing", "experts", "mlp_post_norm",
+    "mlp_scaled", "out",
 )  # fmt: skip
 """What follows ``layers.{i}.`` in the name of a result, in order.
 
@@ -142,6 +152,21 @@ class Builder(Protocol[V]):
     def gated(self, name: str, gate: V, up: V) -> V:
         """activation(gate) * up, both [T, ffn]."""
 
+    def route(self, name: str, layer: int, logits: V) -> V:
+        """The weight of each expert for each token, from the router's logits: [T, E].
+
+        As ``config.blocks[layer].experts`` says; 0 for an expert that a token does not go through.
+        """
+
+    def to_expert(self, name: str, x: V, routing: V, expert: int) -> V:
+        """The rows of x [T, hidden] whose tokens go through an expert: [t, hidden]."""
+
+    def combine(self, name: str, routing: V, outputs: Sequence[V]) -> V:
+        """The sum of each expert's outputs [t, hidden] times its weights: [T, hidden].
+
+        An expert's rows are those that `to_expert` gives; the lowest expert is added first.
+        """
+
     def add(self, name: str, a: V, b: V) -> V:
         """The sum of two [T, hidden]."""
 
@@ -167,8 +192,8 @@ def layer(b: Builder[V], config: ModelConfig, i: int, x: V) -> V:
     """The residual stream [T, hidden] after layer i, from the one before it."""
     mix = attention_mix(b, config, i, attention_in(b, config, i, x))
     x = b.add(f"layers.{i}.attn_out", x, attention_out(b, config, i, mix))
-    act = feed_forward_act(b, config, i, feed_forward_in(b, config, i, x))
-    return b.add(f"layers.{i}.out", x, feed_forward_out(b, config, i, act))
+    h = feed_forward_in(b, config, i, x)
+    return b.add(f"layers.{i}.out", x, feed_forward(b, config, i, h))
 
 
 def attention_in(b: Builder[V], config: ModelConfig, i: int, x: V) -> V:
@@ -235,7 +260,56 @@ def feed_forward_act(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
 
 def feed_forward_out(b: Builder[V], config: ModelConfig, i: int, act: V) -> V:
     """What the feed-forward adds to the residual stream, from `feed_forward_act`'s result."""
-    out = b.linear(f"layers.{i}.down", act, tensor_name(i, DOWN_PROJ))
+    return fed(b, config, i, b.linear(f"layers.{i}.down", act, tensor_name(i, DOWN_PROJ)))
+
+
+def routing(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
+    """The weights of the experts [T, E], from the result of `feed_forward_in`."""
+    logits = b.linear(f"layers.{i}.router", h, tensor_name(i, ROUTER))
+    return b.route(f"layers.{i}.routing", i, logits)
+
+
+def expert_in(b: Builder[V], i: int, expert: int, h: V, weights: V) -> V:
+    """What an expert's gate and up are projected from, by the results of `routing`."""
+    return b.to_expert(f"layers.{i}.expert{expert}.in", h, weights, expert)
+
+
+def expert_act(b: Builder[V], i: int, expert: int, x: V) -> V:
+    """activation(gate) * up of an expert, from the result of `expert_in`."""
+    at = f"layers.{i}.expert{expert}."
+    gate = b.linear(at + "gate", x, tensor_name(i, expert_part(expert, GATE_PROJ)))
+    up = b.linear(at + "up", x, tensor_name(i, expert_part(expert, UP_PROJ)))
+    return b.gated(at + "act", gate, up)
+
+
+def expert_out(b: Builder[V], i: int, expert: int, act: V) -> V:
+    """An expert's output, from the result of `expert_act`."""
+    weight = tensor_name(i, expert_part(expert, DOWN_PROJ))
+    return b.linear(f"layers.{i}.expert{expert}.down", act, weight)
+
+
+def feed_forward_sum(
+    b: Builder[V], config: ModelConfig, i: int, weights: V, outputs: Sequence[V]
+) -> V:
+    """What the experts add to the residual stream, from the results of `expert_out`."""
+    return fed(b, config, i, b.combine(f"layers.{i}.experts", weights, outputs))
+
+
+def feed_forward(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
+    """What the feed-forward adds to the residual stream, from the result of `feed_forward_in`."""
+    experts = config.blocks[i].experts
+    if experts is None:
+        return feed_forward_out(b, config, i, feed_forward_act(b, config, i, h))
+    weights = routing(b, config, i, h)
+    outputs = []
+    for e in range(experts.count):
+        act = expert_act(b, i, e, expert_in(b, i, e, h, weights))
+        outputs.append(expert_out(b, i, e, act))
+    return feed_forward_sum(b, config, i, weights, outputs)
+
+
+def fed(b: Builder[V], config: ModelConfig, i: int, out: V) -> V:
+    """The output of the feed-forward as it is added to the residual stream."""
     out = _normed(b, f"layers.{i}.mlp_post_norm", i, out, config.blocks[i].feed_forward_post_norm)
     return _branch(b, config, f"layers.{i}.mlp_scaled", out)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.formats.tensor import Tensor
-from edgeq.model.block import BlockSpec
+from edgeq.model.block import BlockSpec, ExpertsSpec
 from edgeq.model.config import Activation
 
 Array = NDArray[np.float32]
@@ -25,6 +25,8 @@ BLOCK_ELEMENTS = 1 << 22
 """Weights turned to float32 at once (16 MiB): a large head is multiplied block of rows by block."""
 QUERY_BLOCK = 128
 """Query positions attended at once, so that scores take [H, 128, S] rather than [H, T, S]."""
+SIGMOID_SUM_EPS = np.float32(1e-6)
+"""Added to the sum that weights of experts are divided by, where they are sigmoids (LFM2)."""
 
 
 def rms_norm(x: Array, weight: Array, eps: float, offset: float = 0.0) -> Array:
@@ -92,6 +94,44 @@ def softmax(scores: Array) -> Array:
     """Softmax along the last axis; -inf marks what may not be seen."""
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return cast(Array, weights / weights.sum(axis=-1, keepdims=True))
+
+
+def expert_weights(
+    logits: Array,
+    experts: ExpertsSpec,
+    bias: Array | None,
+    shares: Callable[[Array], Array] = softmax,
+) -> Array:
+    """The weight of each expert for each token, 0 for those that are not chosen.
+
+    Args:
+        logits: of the router, float32 [T, E].
+        experts: how they are scored and weighted.
+        bias: float32 [E], added to scores to choose, or None.
+        shares: computes the softmax.
+
+    Returns:
+        float32 [T, E].
+    """
+    scores = logits
+    if experts.score == "sigmoid":
+        scores = shares(np.stack([logits, np.zeros_like(logits)], axis=-1))[..., 0]
+    # softmax keeps the order of logits, and rounds neighbors to one value
+    order = scores if bias is None else scores + bias
+    chosen = np.argsort(-order, axis=1, kind="stable")[:, : experts.chosen]
+    chosen.sort(axis=1)
+    if experts.score == "softmax" and not experts.normalize:
+        scores = shares(logits)
+    weights = np.take_along_axis(scores, chosen, axis=1)
+    if experts.normalize and experts.score == "softmax":
+        weights = shares(weights)  # of the chosen alone, which is that of all divided by its sum
+    elif experts.normalize:
+        # added one by one, so that the order is that of the kernels
+        sums: Array = np.add.accumulate(weights, axis=1, dtype=np.float32)[:, -1:]
+        weights = weights / (sums + SIGMOID_SUM_EPS)
+    out = np.zeros_like(logits)
+    np.put_along_axis(out, chosen, weights * np.float32(experts.scale), axis=1)
+    return out
 
 
 def attend_blocks(

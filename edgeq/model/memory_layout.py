@@ -227,6 +227,7 @@ class Buffers:
         chunks: chunks of the context.
         query_block: tokens whose queries go through attention together.
         work: bytes of a thread's own scratch.
+        expert_ffn: floats of a row between an expert's matrices; 0 without experts.
         arrays: name -> shape of each float32 buffer.
     """
 
@@ -240,6 +241,7 @@ class Buffers:
     chunks: int
     query_block: int
     work: int
+    expert_ffn: int
     arrays: dict[str, tuple[int, ...]]
 
 
@@ -285,7 +287,32 @@ def buffers(config: ModelConfig, context: int, threads: int, sequences: int = 1)
         arrays["g"] = (max(batch, sequences), gate)
     if mixed:
         arrays["mixed"] = (max(batch, sequences), mixed)
-    return Buffers(hidden, ffn, att, mixed, kv, acts, part, chunks, block, work, arrays)
+    expert_ffn = round_up(c.experts.ffn, _WIDTH) if c.experts else 0
+    arrays |= _expert_arrays(c, max(batch, sequences), hidden, expert_ffn)
+    return Buffers(hidden, ffn, att, mixed, kv, acts, part, chunks, block, work, expert_ffn, arrays)
+
+
+def _expert_arrays(
+    config: ModelConfig, tokens: int, hidden: int, ffn: int
+) -> dict[str, tuple[int, ...]]:
+    """Buffers of experts: of the router, and of a row for each token and expert it goes through."""
+    experts = config.experts
+    if experts is None:
+        count, rows, plan = 0, 0, 0
+    else:
+        count, rows = round_up(experts.count, TILE), tokens * experts.chosen
+        # three numbers of 8 bytes and a weight for each row, two for each expert and one more
+        plan = 7 * rows + 4 * (experts.count + 1)
+    return {
+        "router": (tokens if experts else 0, count),
+        "expert_x": (rows, hidden),
+        "expert_acts": (rows, hidden // 32 * ACT_BLOCK // _FLOAT),
+        "expert_gate": (rows, ffn),
+        "expert_up": (rows, ffn),
+        "expert_between": (rows, ffn // 32 * ACT_BLOCK // _FLOAT),
+        "expert_out": (rows, hidden),
+        "plan": (plan,),
+    }
 
 
 def scratch_bytes(config: ModelConfig, context: int, threads: int, sequences: int = 1) -> int:

@@ -14,11 +14,15 @@ from it what calibration, transforms and profiling have to know of a layer:
     attn_out   o          gated delta net          [T, values]  None
     mlp_in     gate, up   norm of x, or x          [T, hidden]  the norm, or None
     mlp_out    down       activation(gate) * up    [T, ffn]     up
+    mlp_in     router     norm of x, or x          [T, hidden]  None, as the experts read it too
+    mlp_in     gate, up   an expert's tokens       [t, hidden]  None
+    mlp_out    down       an expert's act          [t, ffn]     the expert's up
     head       head       last norm of x           [T, hidden]  the norm
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -39,9 +43,9 @@ class RecordedOperation:
         name: of the result, as `edgeq.model.decoder` lists them.
         inputs: the values that it is computed from.
         weight: name of the tensor it uses, or "".
-        layer: of "attend", "short_conv" and "delta_net".
+        layer: of "attend", "short_conv", "delta_net" and "route".
         rope: of "rope".
-        number: of "scaled" and "capped".
+        number: of "scaled" and "capped", and the expert of "to_expert".
     """
 
     kind: str
@@ -135,6 +139,22 @@ class RecordingBuilder:
         """activation(gate) * up."""
         return self._record("gated", name, gate, up)
 
+    def route(self, name: str, layer: int, logits: RecordedOperation) -> RecordedOperation:
+        """The weights of experts."""
+        return self._record("route", name, logits, layer=layer)
+
+    def to_expert(
+        self, name: str, x: RecordedOperation, routing: RecordedOperation, expert: int
+    ) -> RecordedOperation:
+        """The rows that go through an expert."""
+        return self._record("to_expert", name, x, routing, number=expert)
+
+    def combine(
+        self, name: str, routing: RecordedOperation, outputs: Sequence[RecordedOperation]
+    ) -> RecordedOperation:
+        """The experts' outputs, summed up."""
+        return self._record("combine", name, routing, *outputs)
+
     def add(self, name: str, a: RecordedOperation, b: RecordedOperation) -> RecordedOperation:
         """The residual stream plus a branch."""
         return self._record("add", name, a, b)
@@ -174,9 +194,11 @@ class LinearGroup:
         kind: what its input is.
         linears: names of the matrices.
         source: the weight that the input is proportional to, column by column: a norm's, or a
-            matrix whose rows make it. None where the input is the residual stream itself.
+            matrix whose rows make it. None where the input is the residual stream itself, or is
+            read by other operations too.
         adds_to_residual: whether the output is added to the residual stream as it is, without a
             norm or a factor in between.
+        expert: the expert whose matrices they are, or None.
     """
 
     layer: int
@@ -184,8 +206,11 @@ class LinearGroup:
     linears: tuple[str, ...]
     source: str | None
     adds_to_residual: bool
+    expert: int | None = None
 
     def __str__(self) -> str:
+        if self.expert is not None:
+            return f"layer {self.layer} expert {self.expert} {self.kind}"
         return self.kind if self.kind == "head" else f"layer {self.layer} {self.kind}"
 
 
@@ -208,7 +233,12 @@ def linear_groups(config: ModelConfig) -> tuple[LinearGroup, ...]:
             layer = int(first.name.split(".")[1])
         names = tuple(linear.weight for linear in linears)
         adds = first.kind == "linear" and users[id(first)][0].kind == "add"
-        groups.append(LinearGroup(layer, kind, names, _source(first.inputs[0]), adds))
+        value = first.inputs[0]
+        source = _source(value) if len(users[id(value)]) == len(linears) else None
+        expert = int(value.number) if value.kind == "to_expert" else None
+        if value.kind == "gated" and value.inputs[0].inputs[0].kind == "to_expert":
+            expert = int(value.inputs[0].inputs[0].number)
+        groups.append(LinearGroup(layer, kind, names, source, adds, expert))
     return tuple(groups)
 
 

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UsageError, check_type
 from edgeq.formats.tensor import Tensor
-from edgeq.model.block import A_LOG, DELTA_CONV, DELTA_NORM, DT_BIAS, RopeSpec, tensor_name
+from edgeq.model.block import (
+    A_LOG,
+    CHOICE_BIAS,
+    DELTA_CONV,
+    DELTA_NORM,
+    DT_BIAS,
+    ExpertsSpec,
+    RopeSpec,
+    tensor_name,
+)
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import decoder
 from edgeq.model.delta_rule import DeltaWeights, delta_output, sigmoid
@@ -25,6 +34,7 @@ from edgeq.model.formulas import (
     activation,
     apply_rope,
     dense,
+    expert_weights,
     rms_norm,
     softcap,
 )
@@ -177,7 +187,10 @@ class Reference:
 
     def linear(self, name: str, x: Array, weight: str) -> Array:
         """x [T, K] times the named matrix [N, K], plus its bias if the model has one: [T, N]."""
-        out = self._product(weight, x, self._tensor(weight))
+        tensor = self._tensor(weight)
+        if not len(x):  # an expert that no token goes through, whose weights are not read
+            return self._result(name, np.empty((0, tensor.shape[0]), np.float32))
+        out = self._product(weight, x, tensor)
         bias = weight.removesuffix("weight") + "bias"
         return self._result(name, out + self._vector(bias) if bias in self.model.tensors else out)
 
@@ -230,6 +243,28 @@ class Reference:
         """activation(gate) * up."""
         return self._result(name, activation(self.config.activation, gate) * up)
 
+    def route(self, name: str, layer: int, logits: Array) -> Array:
+        """`expert_weights` of the layer's experts."""
+        experts = self.config.blocks[layer].experts
+        assert experts is not None  # or the layer had no router
+        bias = f"model.layers.{layer}.{CHOICE_BIAS}"
+        added = self._vector(bias) if experts.choice_bias else None
+        return self._result(name, self._expert_weights(logits, experts, added))
+
+    def to_expert(self, name: str, x: Array, routing: Array, expert: int) -> Array:
+        """The rows of x with a weight for an expert."""
+        return self._result(name, x[routing[:, expert] != 0])
+
+    def combine(self, name: str, routing: Array, outputs: Sequence[Array]) -> Array:
+        """The sum of the experts' outputs times their weights."""
+        out = np.zeros((routing.shape[0], outputs[0].shape[1]), np.float32)
+        for expert, values in enumerate(outputs):
+            if len(values):
+                weights = routing[:, expert]
+                rows = weights != 0
+                out[rows] += weights[rows, None] * values
+        return self._result(name, out)
+
     def add(self, name: str, a: Array, b: Array) -> Array:
         """The sum of two."""
         return self._result(name, a + b)
@@ -259,6 +294,9 @@ class Reference:
                 f"the sequence grows to {length} tokens, and the keys in the cache are rotated for "
                 f"at most {cache.rope_context}; give Reference the context that the sequence needs"
             )
+
+    def _expert_weights(self, logits: Array, experts: ExpertsSpec, bias: Array | None) -> Array:
+        return expert_weights(logits, experts, bias)
 
     def _result(self, name: str, value: Array) -> Array:
         """What later steps receive as the named result."""

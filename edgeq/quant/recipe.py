@@ -37,6 +37,7 @@ from edgeq.formats.schemes import (
     Scheme,
     parse_scheme,
 )
+from edgeq.model.block import ROUTER
 from edgeq.quant.graph.options import (
     GraphOptions,
     check_graph_weights,
@@ -336,8 +337,12 @@ class Recipe:
 
         A rule of a preset does not apply to a matrix whose rows are shorter than its groups. The
         projections to strengths and decays of gated delta nets have a row for each head, and stay
-        float32 unless a rule asks for another scheme.
+        float32 unless a rule asks for another scheme. So does the router of experts: a rounded one
+        sends tokens to other experts.
         """
+        if name.endswith(f".{ROUTER}.weight"):
+            own = (rule.scheme for rule in self.rules if ROUTER.split(".")[-1] in rule.pattern)
+            return next(own, self.default if isinstance(self.default, FloatScheme) else VECTORS)
         matching = (
             rule.scheme
             for rule in self.rules

@@ -17,8 +17,17 @@ from edgeq.formats.packing import TILE, round_up
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model import recording
-from edgeq.model.block import A_LOG, DELTA_CONV, DELTA_NORM, DT_BIAS, RopeSpec, tensor_name
+from edgeq.model.block import (
+    A_LOG,
+    CHOICE_BIAS,
+    DELTA_CONV,
+    DELTA_NORM,
+    DT_BIAS,
+    RopeSpec,
+    tensor_name,
+)
 from edgeq.model.memory_layout import (
+    ACT_BLOCK,
     Buffers,
     attention_work,
     buffers,
@@ -37,11 +46,13 @@ from edgeq.runtime.step_times import StepLabel
 
 _ROWS = {
     "x": True, "normed": True, "branch": False, "q": False, "k": False, "v": False, "g": False,
-    "att": True, "mixed": False, "gate": False, "up": False, "acts": True,
+    "att": True, "mixed": False, "gate": False, "up": False, "acts": True, "router": False,
+    "expert_x": False, "expert_acts": False, "expert_gate": False, "expert_up": False,
+    "expert_between": False, "expert_out": False,
 }  # fmt: skip
 """Buffers of rows in the order of the program's records, and whether each thread has a row of its
-own while one token is decoded. q, k, v, g and gate, up follow each other: a step names the first.
-A program without gates and gated delta nets has no g and mixed."""
+own while one token is decoded. q, k, v, g and gate, up follow each other, and so do the rows of
+experts: a step names the first. A program without gates and gated delta nets has no g and mixed."""
 _ROW_NUMBERS = {name: number for number, name in enumerate(_ROWS)}
 
 
@@ -93,6 +104,7 @@ class CompiledProgram:
         attentions = self._attention_records(steps, context)
         scratch = {name: memory.scratch(shape) for name, shape in sizes.arrays.items()}
         self.logits, self.normed = scratch["logits"], scratch["normed"]
+        self._plan = scratch["plan"]
         rows = memory.zeros(len(_ROWS), abi.ROWS)
         for row, (name, private) in zip(rows, _ROWS.items(), strict=True):
             if name in scratch:
@@ -251,6 +263,38 @@ class CompiledProgram:
         }
         return memory.address(self._table(abi.DELTA, [record]))
 
+    def _experts(self, step: ProgramStep, matrices: NDArray[Any], sizes: Buffers) -> int:
+        """Address of the record of a step's experts; 0 for another step.
+
+        Args:
+            step: the step.
+            matrices: its records of gate, up and down of each expert.
+            sizes: of the buffers.
+        """
+        if step.kind != Step.EXPERTS or step.layer is None:
+            return 0
+        experts = self._model.config.blocks[step.layer].experts
+        assert experts is not None  # by which there is such a step
+        bias = self._model.tensors.get(f"model.layers.{step.layer}.{CHOICE_BIAS}")
+        quantized = matrices["kind"].reshape(-1, 3) >= abi.FIRST_QUANT
+        record: dict[str, float] = {
+            "count": experts.count,
+            "chosen": experts.chosen,
+            "sigmoid": experts.score == "sigmoid",
+            "normalize": experts.normalize,
+            "bias": self._memory.address(bias.numpy(), 4) if bias is not None else 0,
+            "rows": _ROW_NUMBERS["router"],
+            "plan": self._plan.ctypes.data,
+            "room": sizes.arrays["expert_x"][0],
+            "width": sizes.hidden,
+            "words": sizes.hidden // K_BLOCK * ACT_BLOCK // 8,
+            "floats": not quantized[:, :2].all(),
+            "quantized": bool(quantized[:, :2].any()),
+            "blocks": sizes.expert_ffn // K_BLOCK if quantized[:, 2].any() else 0,
+            "scale": experts.scale,
+        }
+        return self._table(abi.EXPERTS, [record]).ctypes.data
+
     def _step_records(
         self, steps: list[ProgramStep], sizes: Buffers, matrices: NDArray[Any]
     ) -> NDArray[Any]:
@@ -295,6 +339,9 @@ class CompiledProgram:
                     "taps": taps,
                     "tap_count": tap_count,
                     "delta": self._delta(step),
+                    "experts": self._experts(
+                        step, matrices[linear : linear + len(step.linears)], sizes
+                    ),
                 }
             )
             linear += len(step.linears)

@@ -12,6 +12,7 @@ runs (`edgeq.runtime.kernels.program`):
     OUTPUT_GATE attention's result times the sigmoid of a linear
     QUANTIZE    the input of a linear that no norm precedes
     GATED       two linears of one input + activation(gate) * up
+    EXPERTS     routing + gate, up, activation and down of each expert + their weighted sum
     HEAD        logits, scaled and capped
 
 `fuse` follows what each buffer of rows holds, so a decoder that orders these operations
@@ -33,12 +34,12 @@ from edgeq.runtime.kernels.abi import Step
 
 _INPUT_LABELS = {
     "q": "norm_in", "b": "norm_in", "qkv": "norm_in", "gate": "norm_ffn", "logits": "final_norm",
-    "head": "final_norm",
+    "head": "final_norm", "router": "norm_ffn",
 }  # fmt: skip
 """Last part of a linear's name -> label of the norm before it."""
 _STEP_LABELS = {
     "q": "qkv", "b": "in_proj", "qkv": "in_proj", "mix": "attention", "o": "o_proj",
-    "gate": "gate_up", "down": "down_proj",
+    "gate": "gate_up", "down": "down_proj", "experts": "experts",
 }  # fmt: skip
 """Last part of a result's name -> label of the step that computes it."""
 _LINEAR_ROWS = {1: ("branch",), 3: ("q", "k", "v"), 4: ("q", "k", "v", "g")}
@@ -153,6 +154,8 @@ class _Fusion:
                 self._delta_net(operation)
             elif operation.kind == "output_gate":
                 self._output_gate(operation)
+            elif operation.kind == "route":
+                self._experts(operation)
             elif operation.kind == "logits":
                 self._head(operation)
         for operation in self.operations:
@@ -181,6 +184,8 @@ class _Fusion:
                 self._fuse(gated)
                 return
         outputs = _LINEAR_ROWS.get(len(group))
+        if [user.kind for user in self._users.get(group[0], ())] == ["route"]:
+            outputs = ("router",)
         if outputs is None:
             raise _no_step(group[0], f"{len(group)} linears have the same input")
         self._step(Step.LINEARS, label, layer, x=row, out=outputs[0], linears=weights)
@@ -256,6 +261,35 @@ class _Fusion:
         self._fuse(operation)
         self._step(Step.OUTPUT_GATE, "output_gate", layer, x="att", out="att", branch="g")
         self.rows["att"] = operation
+
+    def _experts(self, route: RecordedOperation) -> None:
+        """Experts, from the router's logits to their weighted sum."""
+        combined = [user for user in self._users[route] if user.kind == "combine"]
+        if len(combined) != 1 or self._row(route.inputs[0]) != "router":
+            raise _no_step(route, "its experts are not summed up once")
+        (combine,) = combined
+        weights: list[str] = []
+        inputs = set()
+        for number, down in enumerate(combine.inputs[1:]):
+            act = down.inputs[0]
+            if (down.kind, act.kind) != ("linear", "gated"):
+                raise _no_step(combine, f"{down.name} is not a linear of a gated value")
+            gate, up = act.inputs
+            rows = gate.inputs[0]
+            if rows.kind != "to_expert" or up.inputs[0] is not rows or rows.number != number:
+                raise _no_step(combine, f"{gate.name} and {up.name} are not of expert {number}")
+            inputs.add(rows.inputs[0])
+            weights += [gate.weight, up.weight, down.weight]
+            self._fuse(rows, gate, up, act, down)
+        if len(inputs) != 1 or self.quantized not in inputs:
+            raise _no_step(combine, "the experts do not have the router's input")
+        layer, part = _layer_and_part(combine)
+        self._fuse(route, combine)
+        self._step(
+            Step.EXPERTS, _STEP_LABELS[part], layer, x=self._row(inputs.pop()), out="branch",
+            linears=tuple(weights),
+        )  # fmt: skip
+        self.rows["branch"] = combine
 
     def _input(self, consumer: RecordedOperation) -> str:
         """Quantize the input of linears; returns the buffer of its float rows."""

@@ -17,6 +17,7 @@ def test_the_reference_runs_the_recorded_operations(family: str) -> None:
     computed = list(TracedReference(random_model(config), keep=True).trace([3, 4, 5]))
     assert computed == [step.name for step in record(config) if step.kind != "heads"]
     layer = [name.removeprefix("layers.0.") for name in computed if name.startswith("layers.0.")]
+    layer = [name for name in layer if "." not in name]  # not those of a single expert
     order = list(LAYER_STEPS)
     if config.blocks[0].qk_norm_last:
         order = [step for step in order if not step.endswith("_norm") or step[0] not in "qk"]
@@ -33,13 +34,25 @@ def test_matrices_of_a_group_get_the_same_input(family: str) -> None:
         inputs[name] = x  # compared by identity below
         return x @ weight.numpy().T  # type: ignore[operator, attr-defined]
 
-    Reference(model, linear=watch).forward([3, 4, 5])  # type: ignore[arg-type]
+    Reference(model, linear=watch).forward(list(range(3, 67)))  # type: ignore[arg-type]
     groups = linear_groups(model.config)
     assert [name for group in groups for name in group.linears] == list(inputs)
     for group in groups:
         assert len({id(inputs[name]) for name in group.linears}) == 1
     together = [{name for name in inputs if inputs[name] is x} for x in inputs.values()]
     assert all(set(group.linears) in together for group in groups)
+
+
+def test_groups_of_experts() -> None:
+    groups = [g for g in linear_groups(tiny_config("granitemoe")) if g.layer == 1]
+    experts = [f"layer 1 expert {e} {kind}" for e in range(5) for kind in ("mlp_in", "mlp_out")]
+    assert [str(group) for group in groups[2:]] == ["layer 1 mlp_in", *experts]
+    router, inner, outer = groups[2:5]
+    # the norm before them cannot be scaled for one of them alone
+    assert router.linears == ("model.layers.1.mlp.router.weight",)
+    assert router.source is inner.source is None
+    assert outer.source == "model.layers.1.mlp.experts.0.up_proj.weight"
+    assert not outer.adds_to_residual
 
 
 def test_groups_of_a_layer() -> None:

@@ -108,6 +108,11 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     "ModelConfig.from_dict": (lambda bad, at: edgeq.ModelConfig.from_dict(bad), WRONG),
     "BlockSpec rope": (lambda bad, at: edgeq.BlockSpec(rope=bad), [7, "1e4", {}, []]),
     "BlockSpec mixer": (lambda bad, at: edgeq.BlockSpec(rope=None, mixer=bad), ["mamba", None, 7]),
+    "BlockSpec experts": (lambda bad, at: edgeq.BlockSpec(rope=None, experts=bad), [7, "8", {}]),
+    "ExpertsSpec": (
+        lambda bad, at: edgeq.ExpertsSpec(count=8, chosen=bad, ffn=16),
+        ["2", 0, 9, 1.5, None],
+    ),
     "BlockSpec window": (lambda bad, at: edgeq.BlockSpec(rope=None, window=bad), ["7", 0, -1, []]),
     "RopeSpec base": (lambda bad, at: edgeq.RopeSpec(bad, 64), [0, "1e4", None, []]),
     "RopeSpec dim": (lambda bad, at: edgeq.RopeSpec(1e4, bad), [7, "64", None, []]),

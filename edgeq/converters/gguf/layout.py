@@ -23,7 +23,16 @@ from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.importers.gguf.architecture import MULTIPLIERS, SOFTCAPS, Architecture
 from edgeq.importers.huggingface.families import FAMILIES
-from edgeq.model.block import RopeSpec
+from edgeq.model.block import (
+    DOWN_PROJ,
+    GATE_PROJ,
+    Q_PROJ,
+    UP_PROJ,
+    RopeSpec,
+    expert_part,
+    of_any_expert,
+    tensor_name,
+)
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
@@ -118,6 +127,10 @@ def check_family(model: Model) -> None:
         "window": (_foreign_pattern(c), window),
         "head_dim": (arch.heads_span_hidden and c.heads * c.head_dim != c.hidden, c.head_dim),
         "tied": ((arch.untied and c.tied) or (arch.tied and not c.tied), c.tied),
+        "mixture of experts": (
+            _foreign_experts(c, arch),
+            [int(block.experts is not None) for block in c.blocks] if c.experts else None,
+        ),
         "number of taps of short convolutions": (len(taps) != int(arch.short_conv), taps),
     }
     for name, (is_wrong, value) in wrong.items():
@@ -212,23 +225,24 @@ def layout(model: Model) -> list[Placed]:
     """
     c = model.config
     arch = architecture(c)
-    ffn = _ffn(model)
-    rows = {"mlp.gate_proj": ffn, "mlp.up_proj": ffn}
     shapes = dict(c.linears())
     groups: dict[str, list[str]] = {}
     for name in shapes:
         groups.setdefault(arch.tensor_name(name), []).append(name)
     placed = []
     for target, names in groups.items():
-        heights = [rows.get(_part(n), shapes[n][0]) for n in names]
-        k = ffn if _part(names[0]) == "mlp.down_proj" else shapes[names[0]][1]
+        inner = _inner(model, names[0])
+        heights = [inner if _is_part(n, GATE_PROJ, UP_PROJ) else shapes[n][0] for n in names]
+        k = inner if _is_part(names[0], DOWN_PROJ) else shapes[names[0]][1]
         kind = _type(model, names, k)
-        entry = TensorEntry(target, kind, (sum(heights), k))
+        stacked = len(names) if of_any_expert(names[0])[1] else 0
+        entry = TensorEntry(target, kind, (sum(heights), k), stacked)
         placed.append(
             Placed(entry, tuple(names), tuple(heights), tuple(_heads(c, n) for n in names))
         )
     vectors = [(n, s) for n, s in c.norms()]
     vectors += [(n, s) for n, s in c.biases() if n in model.tensors]
+    vectors += list(c.choice_biases())
     for name, shape in vectors:
         entry = TensorEntry(arch.tensor_name(name), "F32", shape)
         placed.append(Placed(entry, (name,), shape, (_heads(c, name),)))
@@ -240,25 +254,43 @@ def layout(model: Model) -> list[Placed]:
     return placed
 
 
-def _part(name: str) -> str:
-    """ "mlp.up_proj" of "model.layers.0.mlp.up_proj.weight"."""
-    return ".".join(name.split(".")[-3:-1])
+def _is_part(name: str, *parts: str) -> bool:
+    """Whether a tensor is one of some parts of a layer, of the feed-forward or of an expert."""
+    return name.rpartition(".")[0].endswith(tuple(part.rpartition(".")[2] for part in parts))
+
+
+def _inner(model: Model, name: str) -> int:
+    """The inner length in the file of the feed-forward that a matrix may be of."""
+    return _expert_ffn(model) if of_any_expert(name)[1] else _ffn(model)
 
 
 def _heads(c: ModelConfig, name: str) -> int:
     if not architecture(c).is_interleaved(name):
         return 0
-    return c.heads if _part(name) == "self_attn.q_proj" else c.kv_heads
+    return c.heads if _is_part(name, Q_PROJ) else c.kv_heads
 
 
 def _ffn(model: Model) -> int:
     """The feed-forward's length in the file: whole blocks, where a matrix of it has blocks."""
     c = model.config
-    blocks = any(
-        isinstance(model.tensors[f"model.layers.{i}.mlp.down_proj.weight"], QuantTensor)
-        for i in range(c.layers)
-    )
+    if c.experts is not None and not architecture(c).expert_ffn:
+        return _expert_ffn(model)  # one key says both
+    dense = (i for i, block in enumerate(c.blocks) if block.experts is None)
+    blocks = any(isinstance(model.tensors[tensor_name(i, DOWN_PROJ)], QuantTensor) for i in dense)
     return round_up(c.ffn, GGML_BLOCK) if blocks else c.ffn
+
+
+def _expert_ffn(model: Model) -> int:
+    """The inner length of experts in the file, likewise."""
+    c = model.config
+    assert c.experts is not None  # or no matrix is of an expert
+    blocks = any(
+        isinstance(model.tensors[tensor_name(i, expert_part(e, DOWN_PROJ))], QuantTensor)
+        for i, block in enumerate(c.blocks)
+        if block.experts is not None
+        for e in range(c.experts.count)
+    )
+    return round_up(c.experts.ffn, GGML_BLOCK) if blocks else c.experts.ffn
 
 
 def _type(model: Model, names: Sequence[str], k: int) -> str:
@@ -270,7 +302,7 @@ def _type(model: Model, names: Sequence[str], k: int) -> str:
         return FLOAT_TAGS[floats.pop()].upper() if len(floats) == 1 else "F32"
     if len(quantized) < len(tensors):
         raise UnsupportedError(
-            f"llama.cpp stores {' and '.join(names)} in one tensor; quantize all of them or none"
+            f"llama.cpp stores {_listed(names)} in one tensor; quantize all of them or none"
         )
     if k % GGML_BLOCK:
         raise UnsupportedError(
@@ -282,11 +314,19 @@ def _type(model: Model, names: Sequence[str], k: int) -> str:
         return kinds.pop()
     if kinds - set(_CONTAINERS) or any(t.scheme.minimum for t in quantized):
         raise UnsupportedError(
-            f"llama.cpp stores {' and '.join(names)} in one tensor, and these are "
-            f"{' and '.join(str(t.scheme) for t in quantized)}; quantize all of them alike"
+            f"llama.cpp stores {_listed(names)} in one tensor, and these are "
+            f"{' and '.join(sorted({str(t.scheme) for t in quantized}))}; quantize all of them "
+            "alike"
         )
     # tensors that share one: the wider type holds both, zero points folded away
     return "Q8_0" if "Q8_0" in kinds else "Q5_0"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names for a message, of which the middle ones are left out where they are many."""
+    if len(names) <= 3:
+        return " and ".join(names)
+    return f"{names[0]} to {names[-1]}"
 
 
 def _kind(name: str, tensor: QuantTensor) -> Kind:
@@ -329,6 +369,8 @@ def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[st
         attends = [block.mixer == "attention" for block in c.blocks]
         ours["attention.head_count_kv"] = [c.kv_heads if attend else 0 for attend in attends]
         ours["shortconv.l_cache"] = c.blocks[attends.index(False)].window
+    if c.experts is not None:
+        ours |= _expert_keys(model, arch)
     for name in arch.multipliers:
         value = getattr(c, name)
         ours[MULTIPLIERS[name]] = float(1 / value if name == "logit_scale" else value)
@@ -350,4 +392,40 @@ def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[st
         "edgeq.feed_forward": c.ffn,
         "edgeq.query_scale": c.attn_scale / assumed_scale(c),
     }
+    if c.experts is not None:
+        general["edgeq.expert_feed_forward"] = c.experts.ffn
     return general | {f"{arch.name}.{key}": value for key, value in ours.items()}
+
+
+def _expert_keys(model: Model, arch: Architecture) -> dict[str, Any]:
+    experts = model.config.experts
+    assert experts is not None  # by which it is called
+    keys: dict[str, Any] = {
+        "expert_count": experts.count,
+        "expert_used_count": experts.chosen,
+    }
+    if arch.expert_ffn:
+        keys["expert_feed_forward_length"] = _expert_ffn(model)
+    if experts.score == "sigmoid":
+        keys["expert_gating_func"] = 2  # llama.cpp's number for it
+    if arch.leading_dense:
+        keys["leading_dense_block_count"] = leading_dense(model.config)
+    return keys
+
+
+def leading_dense(c: ModelConfig) -> int:
+    """How many layers there are before the first with experts."""
+    return next(i for i, block in enumerate(c.blocks) if block.experts is not None)
+
+
+def _foreign_experts(c: ModelConfig, arch: Architecture) -> bool:
+    """Whether llama.cpp would weight or place the experts otherwise, or has none."""
+    experts = c.experts
+    if experts is None or arch.expert_score is None:
+        return (experts is None) != (arch.expert_score is None)
+    first = leading_dense(c) if arch.leading_dense else 0
+    return (
+        any((block.experts is None) != (i < first) for i, block in enumerate(c.blocks))
+        or (experts.score, experts.normalize, experts.scale) != (arch.expert_score, True, 1)
+        or experts.choice_bias != (experts.score == "sigmoid")
+    )

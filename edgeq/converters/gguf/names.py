@@ -15,9 +15,12 @@ from edgeq.model.block import (
     K_PROJ,
     O_PROJ,
     Q_PROJ,
+    ROUTER,
     UP_PROJ,
     V_PROJ,
     X_PROJ,
+    expert_part,
+    of_any_expert,
     tensor_name,
 )
 
@@ -36,6 +39,9 @@ class ModelShape:
         query_scale: what q's norm is multiplied by, in place of the scores.
         hidden: width of the residual stream.
         convolutions: the layers that are short convolutions.
+        experts: how many a layer has; 0 without.
+        expert_ffn, expert_padded: as ``ffn`` and ``padded``, of an expert.
+        dense: layers, from the first, without experts in a model that has some.
     """
 
     arch: Architecture
@@ -50,6 +56,10 @@ class ModelShape:
     query_scale: float = 1.0
     hidden: int = 0
     convolutions: frozenset[int] = frozenset()
+    experts: int = 0
+    expert_ffn: int = 0
+    expert_padded: int = 0
+    dense: int = 0
 
     def parts(self, name: str) -> Iterator[tuple[str, int, int]]:
         """edgeq's matrices in one of the file's: (name, first row, rows without padding)."""
@@ -58,6 +68,10 @@ class ModelShape:
             if self.arch.tensor_name(our) == name:
                 yield our, first, rows
                 first += padded
+
+    def inner(self, our: str) -> int:
+        """The true inner length of the feed-forward that one of edgeq's matrices is of."""
+        return self.expert_ffn if of_any_expert(our)[1] else self.ffn
 
     def interleaved(self, our: str) -> int:
         """How many heads of one of edgeq's tensors have their rows interleaved, or 0."""
@@ -84,6 +98,14 @@ class ModelShape:
                 yield tensor_name(i, K_PROJ), kv, kv
                 yield tensor_name(i, V_PROJ), kv, kv
                 yield tensor_name(i, O_PROJ), -1, -1
+            if self.experts and i >= self.dense:
+                yield tensor_name(i, ROUTER), -1, -1
+                for e in range(self.experts):
+                    inner = self.expert_ffn, self.expert_padded
+                    yield tensor_name(i, expert_part(e, GATE_PROJ)), *inner
+                    yield tensor_name(i, expert_part(e, UP_PROJ)), *inner
+                    yield tensor_name(i, expert_part(e, DOWN_PROJ)), self.hidden, self.hidden
+                continue
             yield tensor_name(i, GATE_PROJ), self.ffn, self.padded
             yield tensor_name(i, UP_PROJ), self.ffn, self.padded
             yield tensor_name(i, DOWN_PROJ), -1, -1

@@ -71,7 +71,9 @@ class ReadBackRunner:
         for name in results:
             step = name.rpartition(".")[2]
             if step in ("gate", "up", "act"):
-                results[name] = results[name][:, : self._shape.ffn]
+                # of an expert, or of a feed-forward without any
+                inner = self._shape.expert_ffn if ".expert" in name else self._shape.ffn
+                results[name] = results[name][:, :inner]
             elif step in ("q_norm", "q_rope"):
                 results[name] = results[name] / np.float32(self._shape.query_scale)
         return results

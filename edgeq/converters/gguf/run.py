@@ -200,11 +200,12 @@ def read_weights(path: Path) -> Iterator[StoredWeight]:
     for name, entry in file.tensors.items():
         if entry.type not in BLOCK_BYTES:
             continue
-        data = file.mapping.array(np.uint8, (entry.shape[0], entry.row_bytes), entry.start)
+        height = int(np.prod(entry.shape[:-1]))
+        data = file.mapping.array(np.uint8, (height, entry.row_bytes), entry.start)
         for our, first, rows in shape.parts(name):
             whole = data[first : len(data) if rows < 0 else first + rows]
             heads = shape.interleaved(our)
-            columns = shape.ffn if our.endswith("down_proj.weight") else entry.shape[-1]
+            columns = shape.inner(our) if our.endswith("down_proj.weight") else entry.shape[-1]
             step = max(1, _PIECE // columns)
             step = -(-step // 1024) * 1024 if not heads else len(whole)
             for a in range(0, len(whole), step):
@@ -341,7 +342,12 @@ def _log(api: Any) -> list[str]:
 def _described(path: Path) -> tuple[ModelShape, int, Precision]:
     """A file's shape, the longest context (as much as is sensible), and how llama.cpp computes."""
     file = open_gguf(path)
-    kinds = {entry.type for entry in file.tensors.values() if len(entry.shape) == 2}
+    kinds = {
+        entry.type
+        for name, entry in file.tensors.items()
+        # a router is float32 beside matrices of any type
+        if len(entry.shape) >= 2 and not name.endswith("ffn_gate_inp.weight")
+    }
     precision: Precision = "float32"
     if kinds & set(BLOCK_BYTES):
         precision = "int8"
@@ -357,6 +363,7 @@ def _shape(file: GgufFile) -> ModelShape:
     try:
         arch = keys["general.architecture"]
         padded = int(keys[f"{arch}.feed_forward_length"])
+        expert_padded = int(keys.get(f"{arch}.expert_feed_forward_length", padded))
         family = GGUF_FAMILIES[arch]
         assert family.gguf is not None  # by which it is listed
         kv_heads = keys[f"{arch}.attention.head_count_kv"]
@@ -373,6 +380,10 @@ def _shape(file: GgufFile) -> ModelShape:
             tied="output.weight" not in file.tensors,
             query_scale=float(keys.get("edgeq.query_scale", 1.0)),
             hidden=int(keys[f"{arch}.embedding_length"]),
+            experts=int(keys.get(f"{arch}.expert_count", 0)),
+            expert_ffn=int(keys.get("edgeq.expert_feed_forward", expert_padded)),
+            expert_padded=expert_padded,
+            dense=int(keys.get(f"{arch}.leading_dense_block_count", 0)),
             convolutions=frozenset(i for i, heads in enumerate(by_layer) if not heads),
         )
     except (KeyError, TypeError, ValueError) as err:

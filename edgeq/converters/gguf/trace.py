@@ -119,6 +119,7 @@ def results(recorder: TensorRecorder, shape: ModelShape) -> dict[str, Array]:
         values[at + "attn_post_norm"] = graph.normed(p + "post_attention_norm.weight")
         values[at + "attn_out"] = _stream(graph, p + "ffn_norm", p + "ffn_up")
         values[at + "mlp_norm"] = graph.normed(p + "ffn_norm.weight")
+        values[at + "router"] = graph.product(p + "ffn_gate_inp.weight")
         up = graph.product(p + "ffn_up.weight")
         gate = graph.product(p + "ffn_gate.weight")
         if shape.is_fused(GATE_PROJ, UP_PROJ) and up is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgeq.model.block import QKNorm
+from edgeq.model.block import QKNorm, Score, of_any_expert
 from edgeq.model.config import Activation
 
 _OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -28,6 +28,11 @@ _LAYER = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.router": "ffn_gate_inp",
+    "mlp.experts": "exp_probs_b",
+    "mlp.experts.*.gate_proj": "ffn_gate_exps",
+    "mlp.experts.*.up_proj": "ffn_up_exps",
+    "mlp.experts.*.down_proj": "ffn_down_exps",
 }
 
 
@@ -92,6 +97,10 @@ class Architecture:
             All models have them if it is empty.
         default_window: the window where the file does not say.
         window_period: of how many layers one sees all positions, where the file does not say.
+        expert_score: how the router's logits become scores, where layers have experts; weights are
+            divided by their sum. None for an architecture without experts.
+        expert_ffn: a key of its own says the width of an expert.
+        leading_dense: a key says how many layers, from the first, have no experts.
         short_conv: layers without key/value heads are gated short convolutions.
         scaled_embeddings: embeddings are multiplied by sqrt(hidden).
         query_dim: of layers, hidden, heads and head_dim, the number whose -0.5th power scales
@@ -127,6 +136,9 @@ class Architecture:
     windowed_depths: tuple[int, ...] = ()
     default_window: int = 0
     window_period: int = 1
+    expert_score: Score | None = None
+    expert_ffn: bool = False
+    leading_dense: bool = False
     short_conv: bool = False
     scaled_embeddings: bool = False
     query_dim: Callable[[int, int, int, int], float] = _head_dim
@@ -168,4 +180,4 @@ def _stored(name: str, parts: Mapping[str, str]) -> str:
     if stem in _OUTER:
         return f"{parts.get(stem, _OUTER[stem])}.{end}"
     _, _, layer, part = stem.split(".", 3)
-    return f"blk.{layer}.{parts[part]}.{end}"
+    return f"blk.{layer}.{parts[of_any_expert(part)[0]]}.{end}"

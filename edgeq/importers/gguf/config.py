@@ -18,13 +18,17 @@ from edgeq.importers.gguf.architecture import MULTIPLIERS, SOFTCAPS, Architectur
 from edgeq.importers.gguf.keys import Keys
 from edgeq.importers.gguf.rope import TensorSource, read_rope
 from edgeq.importers.unread import shown
-from edgeq.model.block import BlockSpec, RopeSpec
+from edgeq.model.block import BlockSpec, ExpertsSpec, RopeSpec
 from edgeq.model.config import ModelConfig
 
 _WINDOW = "{arch}.attention.sliding_window"
 _PATTERN = "{arch}.attention.sliding_window_pattern"
 _KV_HEADS = "{arch}.attention.head_count_kv"
 _TAPS = "{arch}.shortconv.l_cache"
+_GATING = "{arch}.expert_gating_func"
+_LEADING_DENSE = "{arch}.leading_dense_block_count"
+_GATINGS = {"softmax": 1, "sigmoid": 2}
+"""Scores of experts -> llama.cpp's numbers for them."""
 
 
 def read_config(keys: Keys, family: str, arch: Architecture, source: TensorSource) -> ModelConfig:
@@ -103,10 +107,12 @@ def _read_blocks(
     window = _window(keys, arch, layers, context)
     where = _window_layers(keys, arch, layers, window)
     taps = keys.count(_TAPS) if arch.short_conv else None
-    convolution = BlockSpec(mixer="short_conv", rope=None, window=taps) if taps else None
+    experts = _read_experts(keys, arch, source, layers)
+    dense = int(keys.number(_LEADING_DENSE, 0)) if arch.leading_dense else 0
+    mixtures = tuple(experts if i >= dense else None for i in range(layers))
     return tuple(
-        convolution
-        if convolution and not attends[i]
+        BlockSpec(mixer="short_conv", rope=None, window=taps, experts=mixtures[i])
+        if taps and not attends[i]
         else BlockSpec(
             norm_before=arch.norm_before,
             norm_after=arch.norm_after,
@@ -114,8 +120,53 @@ def _read_blocks(
             qk_norm_last=arch.qk_norm_last,
             rope=(local if where[i] else rope) if arch.rope_layers(i, layers) else None,
             window=window if where[i] else None,
+            experts=mixtures[i],
         )
         for i in range(layers)
+    )
+
+
+def _read_experts(
+    keys: Keys, arch: Architecture, source: TensorSource, layers: int
+) -> ExpertsSpec | None:
+    """The experts of an architecture that has them; it divides their weights by their sum."""
+    if arch.expert_score is None:
+        return None
+    kind = keys.number(_GATING, 0)
+    if kind not in (0, _GATINGS[arch.expert_score]):
+        raise UnsupportedError(
+            f"{keys.path}: {keys.name(_GATING)} is {kind:g}; edgeq computes this architecture with "
+            f"{_GATINGS[arch.expert_score]}, {arch.expert_score}"
+        )
+    normalized = keys.get("{arch}.expert_weights_norm", True)
+    if normalized is not True:
+        raise UnsupportedError(
+            f"{keys.path}: {keys.name('{arch}.expert_weights_norm')} is {shown(normalized)}, and "
+            "llama.cpp divides the weights of experts by their sum in this architecture"
+        )
+    scale = keys.number("{arch}.expert_weights_scale", 0.0)
+    if scale not in (0, 1):
+        raise UnsupportedError(
+            f"{keys.path}: {keys.name('{arch}.expert_weights_scale')} is {scale:g}; edgeq computes "
+            "this architecture with 1"
+        )
+    shared = keys.number("{arch}.expert_shared_feed_forward_length", 0)
+    if shared:
+        raise UnsupportedError(
+            f"{keys.path}: the model has a shared expert of {shared:g}, which edgeq does not "
+            "compute in this architecture"
+        )
+    chosen = keys.count("{arch}.expert_used_count")
+    ffn = keys.count("{arch}.feed_forward_length")
+    if arch.expert_ffn:
+        ffn = keys.count("{arch}.expert_feed_forward_length", max(ffn // chosen, 1))
+    return ExpertsSpec(
+        count=keys.count("{arch}.expert_count"),
+        chosen=chosen,
+        ffn=ffn,
+        score=arch.expert_score,
+        choice_bias=any(f"blk.{i}.exp_probs_b.bias" in source for i in range(layers)),
+        normalize=True,
     )
 
 

@@ -142,15 +142,18 @@ class GgufTensors:
         if entry is None:
             raise FormatError(f"{self.path}: tensor {name} is missing")
         self._read.add(name)
+        shape = entry.shape
+        if len(shape) == 3 and name.endswith("_exps.weight"):  # of experts, one below the other
+            shape = (shape[0] * shape[1], shape[2])
         if entry.type in _FLOATS:
             dtype, number = _FLOATS[entry.type]
-            return FloatTensor(dtype, self.file.mapping.array(number, entry.shape, entry.start))
-        if len(entry.shape) != 2:
+            return FloatTensor(dtype, self.file.mapping.array(number, shape, entry.start))
+        if len(shape) != 2:
             raise FormatError(
-                f"{self.path}: tensor {name} {list(entry.shape)} is not a matrix and has type "
+                f"{self.path}: tensor {name} {list(shape)} is not a matrix and has type "
                 f"{entry.type}; expected F32"
             )
-        n, k = entry.shape
+        n, k = shape
         data = self.file.mapping.array(np.uint8, (n, entry.row_bytes), entry.start)
         return GgufTensor(entry.type, TYPES[entry.type].scheme, (n, k), data.nbytes, data)
 
@@ -202,6 +205,8 @@ def _tensors(config: ModelConfig, arch: Architecture, source: GgufTensors) -> di
         tensors[name] = source[arch.tensor_name(name)]
     for name, shape in config.convolutions():
         tensors[name] = _taps(arch.tensor_name(name), source, shape)
+    for name, _ in config.choice_biases():
+        tensors[name] = source[arch.tensor_name(name)]
     for name, _ in config.biases():
         if separate_name(name) in source:
             tensors[name] = _alone(name, separate_name(name), config, arch, source)

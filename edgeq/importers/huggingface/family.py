@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from edgeq.importers.gguf.architecture import Architecture
 from edgeq.importers.huggingface.values import Values
-from edgeq.model.block import BlockSpec
+from edgeq.model.block import BlockSpec, of_any_expert
 
 COMMON_DEFAULTS: Mapping[str, Any] = {
     "rms_norm_eps": 1e-6,
@@ -74,9 +74,11 @@ class Family:
         query_scale_key: the key of the number whose -0.5th power scales attention scores, where
             that is not the size of a head.
         tensors: part of a layer, or a tensor outside them -> its name in the checkpoint, where that
-            is not the usual one; without ``.weight``.
+            is not the usual one; without ``.weight``, and "*" for the number of an expert. A
+            vector is named with its end, and its name there is a whole one.
         interleaved: rows of q and k lie in the order that rotates neighbors (2j, 2j+1).
-        fused: stored tensor -> the parts whose rows it holds, one after the other.
+        fused: stored tensor -> the parts whose rows it holds, one after the other; those with "*"
+            for every expert in turn, in a tensor of one axis more.
         fused_by_head: the same of a tensor whose rows are those of each part for the first head,
             then those of each part for the second, and so on.
         left_out: beginnings of the names of tensors that take no part in the answer to a text ->
@@ -130,4 +132,7 @@ class Family:
         if stem.startswith("model.layers."):
             *ahead, part = stem.split(".", 3)
             start = ".".join(ahead) + "."
-        return f"{start}{self.tensors.get(part, part)}.{end}"
+        if (whole := self.tensors.get(f"{part}.{end}")) is not None:
+            return start + whole
+        part, expert = of_any_expert(part)
+        return f"{start}{self.tensors.get(part, part)}.{end}".replace("*", expert)

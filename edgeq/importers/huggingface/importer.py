@@ -126,6 +126,8 @@ class _Part:
 
     def read(self, checkpoint: Checkpoint) -> Tensor:
         whole = checkpoint.tensor(self.fused)
+        if isinstance(whole, FloatTensor) and len(whole.shape) == 3:  # an axis for the experts
+            whole = FloatTensor(whole.dtype, whole.data.reshape(-1, whole.shape[2]))
         if whole.shape[:1] != (self.height,):
             raise FormatError(
                 f"tensor {self.fused} has shape {list(whole.shape)}; "
@@ -184,8 +186,14 @@ def _fused(config: ModelConfig, fused: Mapping[str, tuple[str, ...]]) -> dict[st
     parts: dict[str, _Part] = {}
     for i in range(config.layers):
         for whole, members in fused.items():
-            names = [tensor_name(i, member) for member in members]
-            if not all(name in rows for name in names):
+            experts = config.blocks[i].experts
+            numbers = range(experts.count if experts else 0) if "*" in members[0] else (0,)
+            names = [
+                tensor_name(i, member.replace("*", str(number)))
+                for number in numbers
+                for member in members
+            ]
+            if not names or not all(name in rows for name in names):
                 continue  # a layer of another kind
             height, start = sum(rows[name] for name in names), 0
             for name in names:

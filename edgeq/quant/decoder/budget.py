@@ -152,6 +152,8 @@ def replay_bytes(
     hidden = 4 * calibration.n_tokens * config.hidden * (models + 1)
     together = 4 * min(TOGETHER, calibration.n_tokens) * 3 * config.ffn
     kept = min(4 * calibration.n_tokens * max(inner, config.ffn), KEEP_BYTES) * models
+    if config.experts is not None:  # their weights, inputs, and the sum of their outputs
+        kept += 4 * calibration.n_tokens * (config.experts.count + 2 * config.hidden) * models
     return hidden + kept + together + max(_group_bytes(group, models) for group in groups)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from edgeq.formats.tensor import Tensor
-from edgeq.model.formulas import BLOCK_ELEMENTS, Array, attend_blocks
+from edgeq.model.block import ExpertsSpec
+from edgeq.model.formulas import BLOCK_ELEMENTS, Array, attend_blocks, expert_weights
 from edgeq.model.reference import Reference
 from edgeq.model.reference_cache import KV
 from edgeq.quant.kernels.products import activation, product, row_products, softcap, softmax
@@ -35,9 +36,14 @@ class FixedOrderReference(Reference):
 
     def gated(self, name: str, gate: Array, up: Array) -> Array:
         """Compute activation(gate) * up."""
+        if not gate.size:  # an expert that no token goes through
+            return self._result(name, gate)
         out = activation(self.config.activation, gate)
         out *= up
         return self._result(name, out)
+
+    def _expert_weights(self, logits: Array, experts: ExpertsSpec, bias: Array | None) -> Array:
+        return expert_weights(logits, experts, bias, softmax)
 
     def capped(self, name: str, x: Array, cap: float) -> Array:
         """Compute cap * tanh(x / cap)."""

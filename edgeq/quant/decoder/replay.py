@@ -15,6 +15,7 @@ Memory in bytes, with n tokens in all windows. With `float_inputs` the first two
                                          `KEEP_BYTES`; otherwise they are computed for each use.
     (q+k+v | o | gate+up | down) * 4     the group's weights as float32, and those of the group
                                          before it if its inputs are computed for each use
+    see `edgeq.quant.decoder.replayed_experts` for a layer with experts
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ class Replay:
         self._main = ReplayedModel(
             model, ids, dict(replaced or {}), state.hidden if state else None, linear, self._float
         )
+        if self._float is not None:
+            self._float.chooser = self._main
         self._first_layer = state.layer if state else 0
         self._progress = progress
         self._group: LinearGroup | None = None
@@ -203,6 +206,8 @@ class ReplayStep:
 
     def inputs(self) -> Iterator[Array]:
         """The inputs of the matrices, float32 [T, K], window by window.
+
+        Those of an expert are the tokens that go through it, perhaps none of a window.
 
         They are computed with the weights that are replaced so far, and can be iterated over more
         than once.

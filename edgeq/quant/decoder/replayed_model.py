@@ -16,6 +16,7 @@ from edgeq.model.formulas import Array, Linear
 from edgeq.model.model import Model
 from edgeq.model.recording import LinearGroup
 from edgeq.quant.decoder.fixed_order import FixedOrderReference, fixed_order_dense
+from edgeq.quant.decoder.replayed_experts import ReplayedExperts
 from edgeq.quant.kernels.products import product
 
 KEEP_BYTES = 512 << 20
@@ -46,6 +47,8 @@ class ReplayedModel:
         hidden: hidden states of each window, float32 [T, hidden].
         weights: matrices of the current group that were converted to float32 or replaced.
         reference: computes the parts of the decoder.
+        chooser: the model whose routers choose the tokens that are the inputs of experts; None for
+            this one.
     """
 
     def __init__(
@@ -72,10 +75,12 @@ class ReplayedModel:
         self._kept: list[Array] | None = None
         self._after: list[Array] | None = None
         self._source = source
+        self.chooser: ReplayedModel | None = None
+        self._experts: ReplayedExperts | None = None
 
     def begin(self, group: LinearGroup) -> None:
         """Compute and keep the inputs of a group that ends a branch, if they are not too large."""
-        if group.kind not in _ENDS:
+        if group.kind not in _ENDS or group.expert is not None:
             return
         width = self.reference.model.tensors[group.linears[0]].shape[1]
         if 4 * width * sum(x.shape[0] for x in self.hidden) <= KEEP_BYTES:
@@ -98,17 +103,43 @@ class ReplayedModel:
                 return h
             ref.begin(self._windows[window])
             return decoder.attention_mix(ref, ref.config, layer, h)
+        if group.expert is not None:
+            assert self._experts is not None  # of the group of the layer's router
+            compute = self._experts.inputs if group.kind == "mlp_in" else self._experts.activated
+            return compute(group.expert, window)
         if group.kind == "mlp_in":
             return decoder.feed_forward_in(ref, ref.config, layer, x)
         return self._activated(layer, x)
 
     def finish(self, group: LinearGroup) -> None:
         """Add the output of a branch to the hidden states, if the group is at the end of one."""
+        if group.kind in ("mlp_in", "mlp_out"):
+            experts = self.reference.config.blocks[group.layer].experts
+            if experts is not None:
+                self._finish_experts(group, experts.count)
+                return
         if group.kind not in _ENDS:
             return
         self.hidden = self.after(group)
         self._kept = self._after = None
         self.weights.clear()
+
+    def _finish_experts(self, group: LinearGroup, count: int) -> None:
+        """Route the tokens when the router is finished, and add up the outputs of the experts."""
+        if group.expert is None:
+            chooser = None if self.chooser is None else self.chooser._experts
+            self._experts = ReplayedExperts(self.reference, group.layer, self.hidden, chooser)
+            self.weights.clear()
+            return
+        if group.kind == "mlp_in":
+            return
+        assert self._experts is not None  # of the group of the layer's router
+        self._experts.add(group.expert)
+        self.weights.clear()
+        if group.expert == count - 1:
+            outputs = self._experts.outputs()
+            self.hidden = [x + added for x, added in zip(self.hidden, outputs, strict=True)]
+            self._experts = None
 
     def after(self, group: LinearGroup) -> list[Array]:
         """The hidden states of each window after the group's branch.

@@ -91,7 +91,8 @@ def find_sensitive_layers(
 ) -> SensitiveLayers:
     """Measure the loss of rounding ``down_proj`` in each layer, and choose the largest.
 
-    Matrices for which the user gave a rule, or which have as many bits already, are not considered.
+    Matrices for which the user gave a rule, or which have as many bits already, are not considered,
+    and neither are those of experts, of which each has a part in few tokens.
 
     Args:
         model: the float model.
@@ -105,7 +106,7 @@ def find_sensitive_layers(
     rules = [rule for rule in recipe.rules if rule.pattern not in BUILT_IN]
     wanted: dict[int, tuple[str, QuantScheme]] = {}
     for group in linear_groups(model.config):
-        for name in group.linears if group.kind == "mlp_out" else ():
+        for name in group.linears if group.kind == "mlp_out" and group.expert is None else ():
             own = schemes[name]
             has_rule = any(rule.matches(name) for rule in rules)
             if isinstance(own, QuantScheme) and own.bits < scheme.bits and not has_rule:

@@ -7,13 +7,22 @@ weights are computed anew at every step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeq.model.block import A_LOG, DELTA_CONV, DELTA_NORM, DT_BIAS, RopeSpec, tensor_name
+from edgeq.model.block import (
+    A_LOG,
+    CHOICE_BIAS,
+    DELTA_CONV,
+    DELTA_NORM,
+    DT_BIAS,
+    RopeSpec,
+    tensor_name,
+)
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import head, head_in, layer
 from edgeq.model.delta_rule import NORM_EPS
+from edgeq.model.formulas import SIGMOID_SUM_EPS
 from edgeq.model.rotary import rope_tables
 
 Weights = Mapping[str, Any]
@@ -196,6 +205,28 @@ class _TorchBuilder:
 
         silu_gate = self._config.activation == "silu"
         return (silu(gate) if silu_gate else gelu(gate, approximate="tanh")) * up
+
+    def route(self, name: str, layer: int, logits: Any) -> Any:
+        import torch
+
+        experts = self._config.blocks[layer].experts
+        assert experts is not None  # or the layer had no router
+        scores = logits.sigmoid() if experts.score == "sigmoid" else logits.softmax(dim=-1)
+        order = scores.detach()
+        if experts.choice_bias:
+            order = order + self._weights[f"model.layers.{layer}.{CHOICE_BIAS}"]
+        chosen = order.sort(dim=-1, descending=True, stable=True).indices[..., : experts.chosen]
+        weights = scores.gather(-1, chosen)
+        if experts.normalize:
+            least = float(SIGMOID_SUM_EPS) if experts.score == "sigmoid" else 0.0
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + least)
+        return torch.zeros_like(scores).scatter(-1, chosen, weights * experts.scale)
+
+    def to_expert(self, name: str, x: Any, routing: Any, expert: int) -> Any:
+        return x  # all tokens: those that do not go through it have a weight of 0
+
+    def combine(self, name: str, routing: Any, outputs: Sequence[Any]) -> Any:
+        return sum(routing[..., e, None] * values for e, values in enumerate(outputs))
 
     def add(self, name: str, a: Any, b: Any) -> Any:
         return a + b

@@ -202,6 +202,9 @@ class Step(IntEnum):
     """x and the rows after it are qkv, z, beta and decay of a gated delta net; out = its output."""
     OUTPUT_GATE = 9
     """x *= sigmoid of branch."""
+    EXPERTS = 10
+    """out = the sum of weight * down of (activation(gate) * up) over the experts of each token of
+    x, by the router's logits in the rows that ``experts`` names."""
 
 
 STEP = _record(
@@ -217,6 +220,18 @@ STEP = _record(
     ("scale", "f4"),  # of NORM: the factor on branch; of HEAD: that on logits that are not capped
     "taps", "tap_count",  # address of float32 [tap_count, width], the oldest position's tap first
     "delta",  # address of the `DELTA` of DELTA_NET
+    "experts",  # address of an `EXPERTS`, or 0
+)  # fmt: skip
+EXPERTS = _record(
+    "count", "chosen",  # how many experts there are, and how many a token goes through
+    "sigmoid", "normalize",  # see `edgeq.model.block.ExpertsSpec`
+    "bias",  # address of float32 [count], added to scores to choose; or 0
+    "rows",  # place in the program's rows of the router's; those of the experts follow
+    "plan", "room",  # address of the plan, and how many rows of tokens and experts it has room for
+    "width", "words",  # floats of a token's row, and int64 of its quantized one
+    "floats", "quantized",  # whether gate and up of some expert are floats, and of some quantized
+    "blocks",  # blocks of 32 between an expert's matrices that are quantized; 0 if down is floats
+    ("scale", "f4"),
 )  # fmt: skip
 ACTIVATIONS = ("silu", "gelu_tanh")
 

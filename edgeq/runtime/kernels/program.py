@@ -16,7 +16,8 @@ of a plain decoder is
     LINEARS    down projection                       | barrier
 
 A layer with a short convolution has SHORT_CONV in place of ATTENTION, and one with a gated delta
-net DELTA_NET. OUTPUT_GATE may follow ATTENTION.
+net DELTA_NET. OUTPUT_GATE may follow ATTENTION. A layer with experts has LINEARS of the router and
+EXPERTS in place of what follows the second NORM.
 
 With one token (decode) the cheap steps - residual, norms, quantization - are repeated by every
 thread in rows of its own, which costs less than sharing them would; with many tokens (prefill)
@@ -33,6 +34,7 @@ from edgeq.runtime.kernels import abi
 from edgeq.runtime.kernels.abi import Rows, Step, Thread
 from edgeq.runtime.kernels.attention import attend_batch, attend_one, attend_prompt
 from edgeq.runtime.kernels.delta_net import gate_output, recur, recur_batch
+from edgeq.runtime.kernels.experts import mix
 from edgeq.runtime.kernels.matmul import matmul
 from edgeq.runtime.kernels.primitives import (
     compiled,
@@ -58,7 +60,7 @@ from edgeq.runtime.kernels.short_conv import convolve_batch, convolve_one, convo
 
 (
     _EMBED, _NORM, _QUANTIZE, _LINEARS, _GATED, _ATTENTION, _HEAD, _SHORT_CONV, _DELTA_NET,
-    _OUTPUT_GATE,
+    _OUTPUT_GATE, _EXPERTS,
 ) = (int(kind) for kind in Step)  # fmt: skip
 _F32 = 4
 _ONE = np.float32(1)
@@ -255,6 +257,8 @@ def _run(program, call, thread, position, ids):
         elif kind == _OUTPUT_GATE:
             gates = own_rows(rows[step.branch], thread, tokens)
             gate_output(step, x, gates, thread)
+        elif kind == _EXPERTS:
+            mix(step, rows, linears, x, acts, out, thread)
         elif kind == _EMBED:
             _embed(program.embed_scale, out, linears[step.linear], ids, thread)
         else:

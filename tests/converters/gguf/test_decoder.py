@@ -33,7 +33,7 @@ from edgeq.model import artifact
 from edgeq.model.block import RopeScaling
 from edgeq.model.model import Model
 from tests.conftest import SHARED, need
-from tests.families import FAMILIES, quantized, random_model, tiny_config
+from tests.families import FAMILIES, MIXTURES, quantized, random_model, tiny_config
 from tests.paths import DEMO, ROOT
 
 gguf = GgufDecoderTarget()
@@ -53,6 +53,8 @@ def config(family: str, **over: Any) -> Any:
         shape |= {"window": 100}
     if family == "exaone4":  # llama.cpp gives windows to models of 64 layers
         shape |= {"window": None, "window_layers": (), "rope_layers": ()}
+    if family == "qwen3_moe":  # llama.cpp gives experts to every layer
+        shape |= {"dense_layers": 0}
     return tiny_config(family, **(shape | over))
 
 
@@ -80,7 +82,8 @@ def test_llama_cpp_says_the_same_64_tokens(family: str, tmp_path: Path) -> None:
     assert report.passed, report.explain()
     assert report.decoder.precision == "int8"
     assert report.decoder.trace_note is None
-    assert report.decoder.kl_mean < 2e-3
+    # near a tie of the router, another rounding chooses another expert
+    assert report.decoder.kl_mean < (5e-3 if family in MIXTURES else 2e-3)
     assert report.decoder.greedy_compared == 64 * len(report.decoder.prompts)
     assert report.decoder.greedy_equal + report.decoder.near_ties == report.decoder.greedy_compared
 

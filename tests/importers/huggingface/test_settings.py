@@ -100,6 +100,29 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 6,
     },
+    "qwen3_moe": {
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+    },
+    "granitemoe": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 3.0,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 3,
+    },
+    "lfm2_moe": {
+        "layer_types": ["conv", "full_attention", "conv"],
+        "num_dense_layers": 1,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+        "routed_scaling_factor": 1.5,
+    },
 }
 OWN = {
     "gemma2": {"attn_logit_softcapping", "final_logit_softcapping"},
@@ -110,10 +133,19 @@ OWN = {
         "residual_multiplier", "embedding_multiplier", "logits_scaling", "attention_multiplier",
         "intermediate_size",
     },
+    "granitemoe": {
+        "residual_multiplier", "embedding_multiplier", "logits_scaling", "attention_multiplier",
+    },
     "hunyuan_v1_dense": {"use_qk_norm"},
 }  # fmt: skip
 """Keys that a family follows and others refuse."""
-EPSILON = {"lfm2": "norm_eps"}
+EXPERTS = {
+    "qwen3_moe": {"num_experts", "num_local_experts"},
+    "granitemoe": {"num_local_experts"},
+    "lfm2_moe": {"num_experts"},
+}
+"""Keys of the number of experts, which must be that of the tensors."""
+EPSILON = {"lfm2": "norm_eps", "lfm2_moe": "norm_eps"}
 """The key of the norms' epsilon, where it is not ``rms_norm_eps``."""
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
@@ -143,6 +175,9 @@ def checkpoint(folder: Path, model_type: str, **over: Any) -> Path:
             size = 0.2 if vector else 1.0 if "embed" in name else 1.3 / weight.shape[-1] ** 0.5
             center = 1.0 if vector and "norm" in name and not offset_norm(name, model_type) else 0.0
             weight.copy_(center + size * torch.randn_like(weight))
+        for name, buffer in model.named_buffers():
+            if name.endswith("expert_bias"):
+                buffer.copy_(0.2 * torch.randn_like(buffer))
     model.save_pretrained(folder)
     return folder
 
@@ -340,6 +375,7 @@ EITHER: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize("over", EQUAL, ids=lambda over: ",".join(over)[:40] or "unchanged")
 def test_what_is_read_or_harmless_gives_their_logits(family: Folder, over: dict[str, Any]) -> None:
+    over = {key: v for key, v in over.items() if key not in EXPERTS.get(family[1], ())}
     with settings(family[0], own_keys(over, family[1])):
         assert_equal(family[0])
 
@@ -352,7 +388,9 @@ def test_what_is_not_understood_is_refused_by_name(
 ) -> None:
     epsilon = EPSILON.get(family[1], "rms_norm_eps")
     with settings(family[0], own_keys(over, family[1])):
-        if over.keys() & OWN.get(family[1], set()):
+        if over.keys() & EXPERTS.get(family[1], set()):
+            assert_refused(family[0], "tensor .* (is missing|has shape)|contradict")
+        elif over.keys() & OWN.get(family[1], set()):
             assert_equal_or_refused(family[0], words)
         else:
             assert_refused(family[0], words.replace("rms_norm_eps", epsilon))

@@ -14,6 +14,7 @@ from edgeq.model.formulas import Array, dense
 from edgeq.model.model import Model
 from edgeq.model.recording import linear_groups
 from edgeq.model.reference import Reference
+from edgeq.quant.decoder import replayed_experts
 from edgeq.quant.decoder import replayed_model as module
 from edgeq.quant.decoder.fixed_order import FixedOrderReference, fixed_order_dense
 from edgeq.quant.decoder.replay import Replay, ReplayState
@@ -22,6 +23,12 @@ from tests.families import FAMILIES, quantized, random_model, tiny_config
 
 SIZES = (17, 1, 40)
 """Tokens of the windows; longer and shorter than the families' sliding windows."""
+
+
+@pytest.fixture(autouse=True)
+def _experts_have_their_own_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few, as in the reference."""
+    monkeypatch.setattr(replayed_experts, "LEAST_TOKENS", 1)
 
 
 def windows(vocab: int = 101, seed: int = 3) -> list[np.ndarray]:
@@ -34,15 +41,20 @@ def watched(model: Model, tokens: list[np.ndarray]) -> tuple[dict[str, list[Arra
     seen: dict[str, list[Array]] = {}
 
     def watch(name: str, x: Array, weight: Tensor) -> Array:
-        seen.setdefault(name, []).append(x)
+        seen[name][-1] = x
         return dense(name, x, weight)
 
-    reference = Reference(model, linear=watch)
-    return seen, [reference.forward(window) for window in tokens]
+    reference, logits = Reference(model, linear=watch), []
+    for window in tokens:
+        for name, (_, k) in model.config.linears():
+            # what stays is that no token of a window goes through an expert
+            seen.setdefault(name, []).append(np.empty((0, k), np.float32))
+        logits.append(reference.forward(window))
+    return seen, logits
 
 
 def assert_close(got: list[Array], want: list[Array]) -> None:
-    assert len(got) == len(want) == len(SIZES)
+    assert len(got) == len(SIZES)
     for a, b in zip(got, want, strict=True):
         assert a.dtype == np.float32
         np.testing.assert_allclose(a, b, atol=5e-5)
@@ -65,7 +77,8 @@ def test_inputs_and_logits_are_the_reference_s(family: str) -> None:
             assert_close(list(step.inputs()), inputs.pop(name))
             np.testing.assert_array_equal(step.weights[name], model.tensors[name].numpy())
     assert tuple(order) == linear_groups(model.config)
-    assert not inputs  # every matrix has its group
+    # every matrix has its group, but an embedding that is not the head, which multiplies nothing
+    assert set(inputs) <= {"model.embed_tokens.weight"} - {model.config.head_name}
     assert_close(list(replay.logits()), logits)
 
 
@@ -86,7 +99,8 @@ def test_replaced_weights_are_those_of_a_model_that_holds_them(
     during: dict[str, list[Array]] = {}
     for step in replay:
         for name in step.group.linears:
-            assert_close(list(step.float_inputs()), before[name])
+            if step.group.expert is None:  # an expert's are the tokens of the changed model
+                assert_close(list(step.float_inputs()), before[name])
             during[name] = list(step.inputs())
             if name not in placed:
                 tensors[name] = FloatTensor("float32", noisy(step.weights[name], 2))
@@ -95,9 +109,40 @@ def test_replaced_weights_are_those_of_a_model_that_holds_them(
             assert_close(list(step.inputs()), during[name])  # its own inputs stay
     after, logits = watched(replace(model, tensors=tensors), windows())
     for name, seen in after.items():
+        if name not in during:
+            continue
         assert_close(during[name], seen)
     assert_close(list(replay.logits()), logits)
     assert np.abs(logits[0] - plain_logits[0]).max() > 1e-2  # there was something to notice
+
+
+def test_both_models_give_an_expert_the_same_tokens() -> None:
+    """Those that the replayed model's router chooses, or all where these are few."""
+    model = random_model(tiny_config("qwen3_moe"))
+    replay = Replay(model, windows(), float_inputs=True)
+    changed, counts = 0, set()
+    for step in replay:
+        for name in step.group.linears:
+            step.replace(name, noisy(step.weights[name], 5))
+        if step.group.expert is None:
+            continue
+        for x, x_float in zip(step.inputs(), step.float_inputs(), strict=True):
+            assert x.shape == x_float.shape
+            changed += int(np.abs(x - x_float).sum() > 0)
+            counts.add(len(x))
+    assert changed
+    assert len(counts) > 3
+
+
+def test_an_expert_of_few_tokens_has_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replayed_experts, "LEAST_TOKENS", 1000)
+    model = random_model(tiny_config("granitemoe"))
+    replay = Replay(model, windows())
+    for step in replay:
+        if step.group.expert is not None:
+            assert tuple(len(x) for x in step.inputs()) == SIZES
+    # what a layer computes is not changed by it
+    assert_close(list(replay.logits()), watched(model, windows())[1])
 
 
 def test_a_quantized_model_is_replayed_too() -> None:
@@ -115,7 +160,8 @@ def test_a_replay_computes_with_the_product_it_is_given(family: str) -> None:
     replay = Replay(model, windows(), float_inputs=True, linear=dynamic_linear)
     before, _ = watched(model, windows())
     for step in replay:
-        assert_close(list(step.float_inputs()), before[step.group.linears[0]])
+        if step.group.expert is None:
+            assert_close(list(step.float_inputs()), before[step.group.linears[0]])
     # the same sums: another order would round some inputs to another integer
     reference = FixedOrderReference(model, linear=dynamic_linear(fixed_order_dense))
     assert_close(list(replay.logits()), [reference.forward(window) for window in windows()])

@@ -27,6 +27,9 @@ _FILES = (
     "glm4",
     "lfm2",
     "qwen3_5",
+    "qwen3_moe",
+    "granitemoe",
+    "lfm2_moe",
 )
 """A row for each family: the name of its file. Of two families with one GGUF architecture, files
 of that architecture are read as the first."""

@@ -27,10 +27,15 @@ _HARMLESS = (
 def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
     """A short convolution where ``layer_types`` says "conv", attention elsewhere."""
     _check_repeated(values, shape)
-    taps = values.count("conv_L_cache")
+    mixer = convolution(values)
     attention = BlockSpec(qk_norm="head", rope=read_rope(values, shape, base=1_000_000.0))
-    convolution = BlockSpec(mixer="short_conv", rope=None, window=taps)
-    return [attention if attends else convolution for attends in _attending(values, shape)]
+    return [attention if attends else mixer for attends in _attending(values, shape)]
+
+
+def convolution(values: Values) -> BlockSpec:
+    """A layer with a short convolution, which has no biases."""
+    values.check_only({"conv_bias": (False,)})
+    return BlockSpec(mixer="short_conv", rope=None, window=values.count("conv_L_cache"))
 
 
 def _attending(values: Values, shape: Shape) -> list[bool]:
@@ -59,12 +64,10 @@ def _attending(values: Values, shape: Shape) -> list[bool]:
 
 
 def _check_repeated(values: Values, shape: Shape) -> None:
-    """Refuse biases of convolutions, and keys that no class of Transformers follows and that
-    contradict those it follows."""
+    """Refuse keys that no class of Transformers follows and that contradict those it follows."""
     values.read.update(_HARMLESS)
     values.check_only(
         {
-            "conv_bias": (False,),
             "block_dim": (shape.hidden,),
             "conv_dim": (shape.hidden,),
             "conv_dim_out": (shape.hidden,),
@@ -90,6 +93,20 @@ def _ffn(values: Values) -> int:
 
 
 _PUBLISHED: dict[str, Any] = {"eos_token_id": 7, "full_attn_idxs": [2, 5, 8, 10, 12, 14]}
+
+ARCHITECTURE = Architecture(
+    name="lfm2",
+    tensors={
+        "conv.b_proj": "shortconv.in_proj",
+        "conv.c_proj": "shortconv.in_proj",
+        "conv.x_proj": "shortconv.in_proj",
+        "conv.conv": "shortconv.conv",
+        "conv.out_proj": "shortconv.out_proj",
+        "model.norm": "token_embd_norm",
+    },
+    qk_norm="head",
+    short_conv=True,
+)
 
 FAMILY = Family(
     name="lfm2",
@@ -130,19 +147,7 @@ FAMILY = Family(
         "model.norm": "model.embedding_norm",
     },
     fused={"conv.in_proj": ("conv.b_proj", "conv.c_proj", "conv.x_proj")},
-    gguf=Architecture(
-        name="lfm2",
-        tensors={
-            "conv.b_proj": "shortconv.in_proj",
-            "conv.c_proj": "shortconv.in_proj",
-            "conv.x_proj": "shortconv.in_proj",
-            "conv.conv": "shortconv.conv",
-            "conv.out_proj": "shortconv.out_proj",
-            "model.norm": "token_embd_norm",
-        },
-        qk_norm="head",
-        short_conv=True,
-    ),
+    gguf=ARCHITECTURE,
     shapes={
         "lfm2-350m": sizes(1024, 6656, 16, 16, 8, 65536, 128_000, **_PUBLISHED),
         "lfm2-700m": sizes(1536, 10240, 16, 24, 8, 65536, 128_000, **_PUBLISHED),

@@ -148,6 +148,11 @@ def rotate(
     """
     del calibration, schemes, progress
     config = model.config
+    if config.experts is not None:
+        raise UnsupportedError(
+            f"rotate cannot be folded into {config.family}: it leaves experts as they are, and "
+            "these would read a rotated residual stream; use rotate-values"
+        )
     if any(block.norm_after for block in config.blocks):
         raise UnsupportedError(
             f"rotate cannot be folded into {config.family}, because its norms after attention "
