@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,24 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.convert.run import SUFFIX, make_artifact  # noqa: E402
 
 
-def edgeq(*arguments: str, cwd: Path) -> dict[str, Any]:
-    """Run a command of edgeq; its processor seconds and its peak of memory in bytes."""
+def edgeq(
+    *arguments: str,
+    cwd: Path,
+    before: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run a command of edgeq; its processor seconds and its peak of memory in bytes.
+
+    Args:
+        arguments: of the command.
+        cwd: folder that it is run in.
+        before: a program that runs the command, with its options.
+        settings: further variables of the environment.
+    """
     with tempfile.TemporaryFile("w+") as said:
         child = subprocess.Popen(
-            [sys.executable, "-m", "edgeq", *arguments], cwd=cwd, stdout=said, stderr=said,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            [*before, sys.executable, "-m", "edgeq", *arguments], cwd=cwd, stdout=said,
+            stderr=said, env={**os.environ, "PYTHONPATH": str(ROOT), **(settings or {})},
         )  # fmt: skip
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)

@@ -13,6 +13,7 @@ from edgeq.converters.targets import TARGETS
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.files import (
     check_folder,
+    exchange,
     no_room,
     refuse_special,
     sync_folder,
@@ -76,6 +77,10 @@ def files_below(folder: Path) -> Mapping[str, Path]:
 def publish(written: Path, path: Path, staged: Path, force: bool) -> None:
     """Move what was written to its place: companions first, the output itself last.
 
+    Each file or folder that is there already is exchanged with the new one in one step, where the
+    system can (Linux and macOS), so that a process that is killed leaves one of the two in its
+    place.
+
     Args:
         written: a folder with the output and its companions, and nothing else.
         path: the output.
@@ -85,6 +90,8 @@ def publish(written: Path, path: Path, staged: Path, force: bool) -> None:
     for file in files_below(written).values():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
+    for folder, _, _ in os.walk(written):
+        sync_folder(Path(folder))
     parent = path.absolute().parent
     entries = sorted(written.iterdir(), key=lambda entry: (entry.name == path.name, entry.name))
     taken = [entry.name for entry in entries if (parent / entry.name).exists()]
@@ -95,14 +102,20 @@ def publish(written: Path, path: Path, staged: Path, force: bool) -> None:
     old = staged / "old"
     old.mkdir()
     placed: list[Path] = []
+    exchanged: list[tuple[Path, Path]] = []
     try:
         for entry in entries:
             to = parent / entry.name
+            if to.exists() and exchange(entry, to):
+                exchanged.append((entry, to))
+                continue
             if to.exists():
                 to.rename(old / entry.name)
             entry.rename(to)
             placed.append(to)
     except BaseException:
+        for entry, to in exchanged:
+            exchange(entry, to)
         for to in placed:
             _remove(to)
         for entry in old.iterdir():

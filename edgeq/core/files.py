@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +23,11 @@ _STAND_INS = (
     (b"<!doctype html", "is a web page, not the file that was wanted; download it again"),
     (b"<html", "is a web page, not the file that was wanted; download it again"),
 )
+_SWAP = 2
+"""RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS."""
+_HERE = -100
+"""AT_FDCWD of Linux: relative paths start at the current folder."""
+_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -147,6 +154,42 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview], what: str) -> 
         if full := no_room(f"{what} {path}", err):
             raise full from err
         raise EdgeqError(f"{what} {path} cannot be written: {err.strerror or err}") from err
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange two files or folders in one step: at no time is one of the names absent.
+
+    Args:
+        one, other: existing paths on the same file system.
+
+    Returns:
+        whether they were exchanged. If the system or the file system cannot do it, nothing is
+        changed.
+
+    Raises:
+        OSError: they cannot be exchanged for another reason, such as missing permissions.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from edgeq.core.files import exchange
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (folder / "a").write_text("1"), (folder / "b").write_text("2")
+        >>> (folder / "a").read_text() == "2" if exchange(folder / "a", folder / "b") else True
+        True
+    """
+    a, b = os.fsencode(one), os.fsencode(other)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            failed = library.renamex_np(a, b, _SWAP)
+        else:
+            failed = library.renameat2(_HERE, a, _HERE, b, _SWAP)
+    except (AttributeError, OSError, TypeError):  # no such function, or no such library
+        return False
+    if failed and ctypes.get_errno() not in _CANNOT:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(other))
+    return not failed
 
 
 def sync_folder(folder: Path) -> None:

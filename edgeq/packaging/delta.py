@@ -10,8 +10,9 @@ A delta is one file:
 
 The manifests of both versions list the blocks of all files; `edgeq.packaging.blocks` cuts files so
 that unchanged tensors have the same blocks in both. Every block and every file is checked by its
-SHA-256 while the new package is assembled, and the package is published by one rename, so that an
-interrupted update leaves the old version.
+SHA-256 while the new package is assembled. The package is published by one rename, or, in the place
+of the old version, by exchanging the two in one step where the system can (Linux, macOS). An update
+that is interrupted leaves the old version or the new one.
 """
 
 from __future__ import annotations

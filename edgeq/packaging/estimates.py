@@ -29,11 +29,11 @@ PREFIX_BYTES = 64 << 20
 """Memory limit, in bytes, that the server of a package gets for KV caches of earlier
 conversations."""
 UNCERTAINTY = (
-    "Speeds are estimates from the bandwidth of the memory. Of 16 published measurements on "
-    "Raspberry Pi boards, 15 lay within 25 % of such an estimate; on phones nobody checked them, "
-    "and heat slows a phone down after a minute or two. What a token costs beside the reading of "
-    "weights is left out, so models of a few million parameters are slower. Measure on your own "
-    "device before you promise a speed."
+    "The speeds are estimates from the bandwidth of the memory. Of 16 published measurements on "
+    "Raspberry Pi boards, 15 lay within 25 % of such an estimate. The estimates for phones were "
+    "not compared with measurements, and heat slows a phone down after a minute or two. The "
+    "estimates count only the time for reading the weights, so models of a few million "
+    "parameters are slower. Measure on your own device before you promise a speed."
 )
 _THREADS = 4
 

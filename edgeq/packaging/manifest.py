@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ class Manifest:
                 the message says which.
         """
         try:
-            data = json.loads(raw.decode("utf-8"))
+            data = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as err:
             raise FormatError(f"{NAME} is not JSON: {err}") from err
         if not isinstance(data, dict) or type(data.get("manifest")) is not int:
@@ -219,6 +220,7 @@ class Manifest:
         variants = tuple(map(ModelVariant.from_dict, data.pop("variants")))
         tiers = tuple(map(Tier.from_dict, data.pop("tiers")))
         files = {path: _entry(path, entry) for path, entry in data.pop("files").items()}
+        _check_names(files)
         made = cls(variants=variants, tiers=tiers, files=files, **data)
         if not variants:
             raise FormatError(f"{NAME} has no variants")
@@ -235,6 +237,11 @@ class Manifest:
                     f"{NAME}: no file of the variant {variant.id} is or lies in its entry {entry}"
                 )
         made.check_tiers()
+        if made.to_bytes() != raw:
+            raise FormatError(
+                f"{NAME} is not the text that its content gives: the entry of a file has a field "
+                "that says nothing"
+            )
         return made
 
     def tiers_of(self, form: str) -> list[Tier]:
@@ -319,6 +326,26 @@ def check_path(path: Any) -> str:
     if is_inside(path):
         return str(path)
     raise FormatError(f"{NAME} names {path!r}, which is not a path within the package")
+
+
+def _check_names(files: Iterable[str]) -> None:
+    """Refuse files that are one file on macOS or Windows.
+
+    Raises:
+        FormatError: two paths differ only in upper and lower case or in Unicode normalization.
+    """
+    seen: dict[str, str] = {}
+    for path in files:
+        other = seen.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
+        if other != path:
+            raise FormatError(
+                f"{NAME} names {other!r} and {path!r}, which are one file on systems that do not "
+                "distinguish upper and lower case or that normalize Unicode"
+            )
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not a number of JSON")
 
 
 def _text(data: Mapping[str, Any]) -> bytes:

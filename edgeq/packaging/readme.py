@@ -19,31 +19,31 @@ PARTS = {
     "manifest.json": "all files with size and SHA-256, versions, memory and speed, for programs",
     "manifest.schema.json": "the JSON schema of `manifest.json`",
     "manifest.sig": "the signature of `manifest.json`, if the package is signed",
-    "model-card.md": "how the weights were rounded, and what that cost",
+    "model-card.md": "how the weights were rounded, and how much accuracy that cost",
     "model": "the model",
     "ort": "the model for ONNX Runtime",
     "labels": "the names of the model's classes",
     "tokenizer": "the tokenizer, and the chat template if the model has one",
-    "golden": "inputs with the results that a right installation gives",
-    "certificates": "what was compared when the model was converted",
-    "requirements.txt": "what is installed, each package with its SHA-256",
-    "install.sh": "installs everything and tests it",
+    "golden": "test inputs with the expected results",
+    "certificates": "what was compared when the model was converted, with the results",
+    "requirements.txt": "the Python packages that are installed, each with its SHA-256",
+    "install.sh": "installs the packages and runs the golden tests",
     "run.sh": "starts the server",
     "run.py": "runs the model and its golden tests",
-    "healthcheck.sh": "asks the server whether it answers",
-    "wheels": "edgeq itself",
-    "image": "for images of many cards: `user-data` of cloud-init, a step of pi-gen",
+    "healthcheck.sh": "checks that the server answers",
+    "wheels": "edgeq, as a Python wheel",
+    "image": "to set up many SD cards: `user-data` for cloud-init, and a step for pi-gen",
     "required_operators.config": "the operators that a build of ONNX Runtime needs",
-    "build.sh": "builds ONNX Runtime with these operators alone",
+    "build.sh": "builds ONNX Runtime with only these operators",
     "android": "a Gradle module in Kotlin",
     "Package.swift": "makes this folder a Swift package",
-    "ios": "its code in Swift, its tests, and the tokenizer as Swift reads it",
+    "ios": "the code in Swift, its tests, and the tokenizer in the form that Swift reads",
 }
 """File or folder of a package -> its description."""
 _FASTEST = 500
 """Tokens per second above which a figure is not shown, because what limits such small models, the
 work beside the weights, is not estimated."""
-_GRAPH_PARTS = {"ios": "its code in Swift, and its tests"}
+_GRAPH_PARTS = {"ios": "the code in Swift, and its tests"}
 """The descriptions that differ in the package of a graph."""
 
 
@@ -66,9 +66,7 @@ def text(folder: Path, made: Manifest) -> str:
         "## Steps",
         steps.steps(made),
         "## What is in this folder",
-        table(
-            ["name", "what it is"], [(f"`{name}`", what) for name, what in _contents(folder, made)]
-        ),
+        table(["name", "size", "content"], _contents(folder, made), "lrl"),
         "## Forms of the model",
         _forms(folder, made),
         *_memory(made),
@@ -103,7 +101,11 @@ def _ends(model: Mapping[str, Any], what: str) -> str:
     return f"{what} {listed}" if len(known) == 1 else f"{what}s {listed}"
 
 
-def _contents(folder: Path, made: Manifest) -> list[tuple[str, str]]:
+def _contents(folder: Path, made: Manifest) -> list[tuple[str, str, str]]:
+    """The names in the folder of the package, with their sizes and descriptions.
+
+    README.md and manifest.json are written later, and have no size.
+    """
     names = {path.name for path in folder.iterdir()} | {"README.md", "manifest.json"}
     parts = PARTS | (_GRAPH_PARTS if made.kind == "graph" else {})
     known = [(name, what) for name, what in parts.items() if name in names]
@@ -114,8 +116,14 @@ def _contents(folder: Path, made: Manifest) -> list[tuple[str, str]]:
     ]
     service = f"{made.name}.service"
     if service in names:
-        known.append((service, "the service of systemd that `install.sh` sets up"))
-    return known
+        known.append((service, "the systemd service that `install.sh` sets up"))
+    return [(f"`{name}`", _size(folder / name), what) for name, what in known]
+
+
+def _size(path: Path) -> str:
+    """The size of a file, or of all files in a folder; nothing if it does not exist yet."""
+    files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+    return human_bytes(sum(one.stat().st_size for one in files)) if files else ""
 
 
 def _forms(folder: Path, made: Manifest) -> str:
@@ -164,17 +172,17 @@ def _memory(made: Manifest) -> list[str]:
     if graph:
         return [
             "## Memory",
-            "Computed from the model (`edgeq inspect`), and not measured on a device. The app and "
-            "the runtime's own buffers come on top.",
-            table(["form", "file", "activations", "all"], rows, "lrrr"),
+            "The figures are computed from the model (`edgeq inspect`), and were not measured on a "
+            "device. The app and the runtime's own buffers need memory in addition.",
+            table(["form", "file", "activations", "needed"], rows, "lrrr"),
         ]
     head = ["form", "context", "weights", "KV cache", "other", "needed", "smallest RAM"]
     return [
         "## Memory",
         f"{_choice(made)} {_said(made)}",
         table(head, rows, "l" + "r" * (len(head) - 1)),
-        "Smallest RAM: that of the smallest device in edgeq's table (`edgeq devices list`) on "
-        "which a program can have as much as the row needs, if no other program runs.",
+        "Smallest RAM is the memory of the smallest device in edgeq's table (`edgeq devices list`) "
+        "on which a program can have as much memory as the row needs, if no other program runs.",
     ]
 
 
@@ -207,10 +215,10 @@ def _ram(nbytes: int | None) -> str:
 
 def _said(made: Manifest) -> str:
     """What the figures of a language model are and what they leave out."""
-    return "The figures are computed by `edgeq plan`, and not measured on a device. " + (
-        "The process, its libraries and the server are counted."
+    return "The figures are computed by `edgeq plan`, and were not measured on a device. " + (
+        "They include the process, its libraries and the server."
         if made.platform == "rpi"
-        else "The app and the runtime's own buffers come on top."
+        else "The app and the runtime's own buffers need memory in addition."
     )
 
 
@@ -233,10 +241,13 @@ def _speed(made: Manifest) -> list[str]:
     if not rows:
         return [
             "## Expected speed",
-            "Not estimated: `edgeq plan` estimates language models alone. Time the model on your "
-            "own device before you promise a speed.",
+            "The speed is not estimated, because `edgeq plan` estimates only language models. Time "
+            "the model on your own device before you promise a speed.",
         ]
-    head = ["form", "device", "tokens per second, writing", "reading a prompt", "fits in memory"]
+    head = [
+        "form", "device", "generated tokens per second", "prompt tokens per second",
+        "fits in memory",
+    ]  # fmt: skip
     return ["## Expected speed", UNCERTAINTY, table(head, rows, "llrrl")]
 
 
@@ -250,14 +261,14 @@ def _number(value: float | None) -> str:
 
 def _check(made: Manifest) -> str:
     signed = (
-        " A signed package is also checked with `--verify-key KEY.pub`, the public key of whoever "
-        "made it."
+        " If the package is signed, add `--verify-key KEY.pub` with the public key of whoever made "
+        "it: then deliberate changes are found too."
     )
     if made.platform == "rpi" and made.kind != "graph":
         where = "`install.sh` does this. To do it again on the Pi:"
         command = f"/opt/{made.name}/venv/bin/edgeq package --verify /opt/{made.name}/package"
     else:
-        where = "With edgeq installed on a computer (`pip install edgeq`), in this folder:"
+        where = "On a computer on which edgeq is installed, run in this folder:"
         command = "edgeq package --verify ."
     checked = "certificates" if made.kind == "graph" else "certificates and the tokenizer"
     return (

@@ -126,9 +126,10 @@ def signer(folder: Path) -> str | None:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        if place.is_symlink() or place.stat().st_size > _MOST:
+        if place.is_symlink() or not place.is_file() or place.stat().st_size > _MOST:
             raise FormatError(
-                f"{SIGNATURE} is not a signature: it is a link, or larger than {_MOST} bytes"
+                f"{SIGNATURE} is not a signature: it is a link, not a file, or larger than {_MOST} "
+                "bytes"
             )
         raw = place.read_bytes()
         public, signature, rest = raw.decode("ascii").split("\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from edgeq.core.errors import FormatError
@@ -117,6 +118,8 @@ def first_difference(
             )
         if actual.blocks != expected.blocks:
             return name, f"{name} does not have the blocks that the manifest lists"
+        if path.stat().st_mode & (stat.S_ISUID | stat.S_ISGID):
+            return name, f"{name} runs with the rights of its owner (setuid), which no package has"
         if actual.executable != expected.executable:
             mode = "executable" if expected.executable else "not executable"
             return name, f"{name} must be {mode}; set its mode (chmod)"

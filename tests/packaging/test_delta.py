@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 
 from edgeq.core.errors import EdgeqError, FormatError, UsageError
+from edgeq.core.files import exchange
 from edgeq.formats.tensor import QuantTensor
 from edgeq.importers import load
 from edgeq.model.artifact import save
@@ -18,6 +22,7 @@ from edgeq.packaging.build import package
 from edgeq.packaging.delta import apply_delta, package_delta
 from edgeq.packaging.verify import verify_package
 from tests.packaging.test_build import contents
+from tests.paths import ROOT
 
 TENSOR = "model.layers.2.mlp.up_proj.weight"
 
@@ -133,12 +138,47 @@ def test_a_delta_on_a_full_disk_leaves_the_old_version(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "rpi"]
 
 
-def test_a_delta_for_another_version_is_refused(
+def test_a_delta_for_another_version_is_refused(rpi: Path, newer: Path, tmp_path: Path) -> None:
+    package_delta(newer, rpi, tmp_path / "d")
+    before = contents(rpi)
+    with pytest.raises(FormatError, match=r"for another version: it goes from .* the package is"):
+        apply_delta(rpi, tmp_path / "d", rpi, force=True)
+    assert contents(rpi) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "rpi"]
+
+
+@pytest.mark.parametrize("name", ["model/tale.edgeq", "run.sh", "README.md"])
+def test_a_damaged_package_is_named_and_left_as_it_is(
+    name: str, rpi: Path, newer: Path, tmp_path: Path
+) -> None:
+    package_delta(rpi, newer, tmp_path / "d")
+    with (rpi / name).open("r+b") as file:
+        file.seek(100)
+        file.write(b"\0")
+    before = contents(rpi)
+    with pytest.raises(FormatError, match=re.escape(f"is damaged: {name} was changed")):
+        apply_delta(rpi, tmp_path / "d", rpi, force=True)
+    assert contents(rpi) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "rpi"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems are not known to exchange names")
+def test_an_update_that_is_killed_leaves_one_version_whole(
     rpi_made: Path, newer: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    if not exchange(tmp_path / "one", tmp_path / "other"):
+        pytest.skip("this file system cannot exchange names")
     package_delta(rpi_made, newer, tmp_path / "d")
-    with pytest.raises(FormatError, match="for another version"):
-        apply_delta(newer, tmp_path / "d", tmp_path / "out")
+    command = [sys.executable, "-m", "tests.packaging.killed"]
+    command += [str(path) for path in (rpi_made, tmp_path / "d", tmp_path / "work")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["points"]) >= 40
+    assert set(found["states"]) == {"old", "new"}
 
 
 def test_damaged_packages_make_no_delta(rpi: Path, newer: Path, tmp_path: Path) -> None:

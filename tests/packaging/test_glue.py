@@ -22,6 +22,8 @@ from edgeq.packaging.verify import verify_package
 from tests.graph_made import Made
 from tests.packaging.conftest import Apps, need_runtimes
 from tests.packaging.kotlin import compiled, need_kotlin
+from tests.packaging.swift import compiled as swift_compiled
+from tests.packaging.swift import need_swift
 from tests.paths import TESTS
 
 STUBS = TESTS / "packaging" / "kotlin_stubs"
@@ -94,6 +96,21 @@ def test_kotlin_compiles_against_stand_ins(
     files = [path for place in places for path in sources(place, ".kt")]
     assert len(files) >= 2
     compiled([*files, *sources(STUBS, ".kt")], tmp_path / "out.jar")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["model", "graph"])
+def test_swift_compiles_against_stubs(kind: str, apps: Apps, tmp_path: Path) -> None:
+    need_swift()
+    folder = apps[f"ios {kind}"]
+    files = list(sources(folder / "ios/Sources", ".swift"))
+    swift_compiled(folder, files, tmp_path)
+    broken = tmp_path / "ModelFiles.swift"
+    text = (folder / "ios/Sources/ModelFiles.swift").read_text("utf-8")
+    broken.write_text(text.replace("return nil", "return 7.5"))
+    others = [path for path in files if path.name != broken.name]
+    with pytest.raises(AssertionError, match="cannot convert"):
+        swift_compiled(folder, [broken, *others], tmp_path)
 
 
 def test_files_named_in_the_code_are_there(apps: Apps) -> None:

@@ -12,7 +12,7 @@ import pytest
 from edgeq.core.errors import MissingDependencyError, UsageError
 from edgeq.packaging.build import package
 from edgeq.packaging.verify import verify_package
-from tests.packaging.test_verify import sealed_again
+from tests.packaging.damages import sealed_again
 
 
 def pem(path: Path, seed: int) -> Path:
