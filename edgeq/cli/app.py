@@ -21,6 +21,7 @@ from edgeq.cli.convert import convert
 from edgeq.cli.demo import demo
 from edgeq.cli.devices import devices
 from edgeq.cli.doctor import doctor
+from edgeq.cli.embed import embed, rerank
 from edgeq.cli.evaluation import evaluation
 from edgeq.cli.inspect import inspect
 from edgeq.cli.options import CONTEXT_SETTINGS, debug_option, debugging
@@ -71,6 +72,8 @@ for _command in (
     run,
     chat,
     serve,
+    embed,
+    rerank,
     bench,
     profile,
     report,

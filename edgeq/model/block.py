@@ -211,6 +211,8 @@ class BlockSpec:
         rope: rotary position embedding, or None for a layer without positions.
         window: how many positions the mixer sees, the current one included, or None for all. A
             short convolution has one: the number of its taps.
+        causal: a position sees none that comes after it. Where it is false, attention sees those
+            after it too, as far as those before it: ``window`` - 1 on each side, or all.
 
     Raises:
         FormatError: a value of the wrong type or out of range.
@@ -229,6 +231,7 @@ class BlockSpec:
     qk_norm_last: bool = False
     rope: RopeSpec | None
     window: int | None = None
+    causal: bool = True
 
     def __post_init__(self) -> None:
         if self.mixer not in get_args(Mixer):
@@ -236,7 +239,7 @@ class BlockSpec:
                 f"model config: mixer {self.mixer!r} is not supported; "
                 f"supported: {', '.join(get_args(Mixer))}"
             )
-        for name in ("norm_before", "norm_after", "qk_norm_last"):
+        for name in ("norm_before", "norm_after", "qk_norm_last", "causal"):
             if not isinstance(getattr(self, name), bool):
                 raise FormatError(
                     f"model config: {name} is {getattr(self, name)!r}; it must be true or false"
@@ -277,6 +280,10 @@ class BlockSpec:
                     f"model config: {name} is {getattr(self, name)!r}; a short convolution has "
                     "none, so it must be absent"
                 )
+        if not self.causal:
+            raise FormatError(
+                "model config: causal is false; a short convolution sees no position after its own"
+            )
 
     @property
     def attention_norm(self) -> str | None:
@@ -308,6 +315,17 @@ class BlockSpec:
             6
         """
         return 0 if self.window is None else max(0, position - self.window + 1)
+
+    def end_seen(self, position: int, length: int) -> int:
+        """One more than the last of ``length`` positions that the mixer at ``position`` sees.
+
+        Example:
+            >>> BlockSpec(rope=None, window=4, causal=False).end_seen(9, 100)
+            13
+        """
+        if self.causal:
+            return position + 1
+        return length if self.window is None else min(length, position + self.window)
 
     def positions_seen(self, length: int) -> int:
         """How many of ``length`` positions the last of them sees, itself included."""

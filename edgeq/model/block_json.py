@@ -102,6 +102,8 @@ def _described(block: BlockSpec) -> dict[str, Any]:
     values = asdict(block)
     if not block.qk_norm_last:
         del values["qk_norm_last"]
+    if block.causal:
+        del values["causal"]
     rope = values["rope"]
     if rope is not None:
         values["rope"] = _without_defaults(RopeSpec, rope)

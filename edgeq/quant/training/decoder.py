@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgeq.model.block import RopeSpec
+from edgeq.model.block import BlockSpec, RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import head, head_in, layer
 from edgeq.model.rotary import rope_tables
@@ -114,7 +114,7 @@ class _TorchBuilder:
         c = self._config
         b, _, t, _ = q.shape
         k, v = (part.repeat_interleave(c.group, dim=1) for part in (k, v))
-        mask = self._mask(c.blocks[layer].window, t)
+        mask = self._mask(c.blocks[layer], t)
         if c.attn_softcap is not None:
             return self._capped_attention(q, k, v, mask).transpose(1, 2).reshape(b, t, -1)
         mixed = scaled_dot_product_attention(
@@ -132,14 +132,15 @@ class _TorchBuilder:
         seen = torch.ones(t, t, dtype=torch.bool).tril() if mask is None else mask
         return scores.masked_fill(~seen, float("-inf")).softmax(dim=-1) @ v
 
-    def _mask(self, window: int | None, t: int) -> Any:
-        """What each position of a sliding-window layer sees, bool [T, T]; None if all before."""
+    def _mask(self, block: BlockSpec, t: int) -> Any:
+        """What each position of a layer sees, bool [T, T]; None if all before."""
         import torch
 
-        if window is None or t <= window:
+        window = t if block.window is None else block.window
+        if block.causal and t <= window:
             return None
         ones = torch.ones(t, t, dtype=torch.bool)
-        return ones.tril() & ones.triu(1 - window)
+        return ones.tril(0 if block.causal else window - 1) & ones.triu(1 - window)
 
     def short_conv(self, name: str, layer: int, b: Any, c: Any, x: Any, weight: str) -> Any:
         from torch.nn.functional import conv1d
