@@ -33,7 +33,7 @@ TOPICS = {
     "Recipes and schemes": ("Recipe", "Rule", "QuantScheme", "parse_scheme", "PRESETS"),
     "Run": (
         "run", "chat", "Conversation", "generate", "Engine", "Draft", "Tokenizer", "SamplingParams",
-        "Chunk", "embed", "render_chat", "GrammarVocabulary", "warmup",
+        "Chunk", "embed", "rerank", "render_chat", "GrammarVocabulary", "warmup",
     ),
     "Serve": ("serve", "Server", "ServerSettings"),
     "Convert": ("convert", "validate", "Options", "Conversion", "ValidationReport"),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from edgeq.api.demo import demo_model
     from edgeq.api.devices import detect, device, device_names, plan
     from edgeq.api.doctor import doctor
-    from edgeq.api.embed import embed
+    from edgeq.api.embed import embed, rerank
     from edgeq.api.evaluate import evaluate, perplexity
     from edgeq.api.evaluate_graph import GraphAccuracy, evaluate_graph
     from edgeq.api.inspect import inspect
@@ -104,7 +104,7 @@ _HOMES = {
     "edgeq.api.demo": ("demo_model",),
     "edgeq.api.devices": ("detect", "device", "device_names", "plan"),
     "edgeq.api.doctor": ("doctor",),
-    "edgeq.api.embed": ("embed",),
+    "edgeq.api.embed": ("embed", "rerank"),
     "edgeq.api.evaluate": ("evaluate", "perplexity"),
     "edgeq.api.evaluate_graph": ("GraphAccuracy", "evaluate_graph"),
     "edgeq.api.inspect": ("inspect",),
@@ -255,6 +255,7 @@ __all__ = [
     "render_chat",
     "repack",
     "report",
+    "rerank",
     "run",
     "save",
     "sensitivity",

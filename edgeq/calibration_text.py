@@ -137,13 +137,15 @@ def own_calibration(
 
 
 def _to_sample(model: Model, context: int) -> tuple[int, int]:
-    """Tokens of each text to be sampled, and how many texts: none of a large model."""
+    """Tokens of each text to be sampled, and how many texts: none of a large model, nor of one that
+    cannot generate."""
     from edgeq.importers.shapes import parameters
 
     length, weights = min(SAMPLED_LENGTH, context), parameters(model.config)
     least, most = SAMPLED_TEXTS
     count = min(max(SAMPLING_WORK // weights // length, least), most)
-    return length, count if weights <= SAMPLED_WEIGHTS else 0
+    sampled = weights <= SAMPLED_WEIGHTS and model.config.causal
+    return length, count if sampled else 0
 
 
 def _covered(tokenizer: Tokenizer, paragraphs: Sequence[str]) -> list[str]:

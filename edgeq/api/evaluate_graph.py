@@ -78,10 +78,10 @@ def evaluate_graph(
         (4, 1.0)
     """
     model, other = str(model), None
-    runner, about = _opened(Path(model), threads)
+    runner, about = opened_graph(Path(model), threads)
     try:
         if base is not None:
-            other, _ = _opened(Path(base), threads)
+            other, _ = opened_graph(Path(base), threads)
             other = _alike(runner, other, model, str(base))
         samples = open_samples(
             str(data), about, preprocess=preprocess or Preprocess.from_meta(about.meta),
@@ -99,7 +99,7 @@ def evaluate_graph(
     return GraphAccuracy(evaluation, runtimes, samples.source, samples.preprocess)
 
 
-def _opened(path: Path, threads: int) -> tuple[GraphRunner, Graph]:
+def opened_graph(path: Path, threads: int) -> tuple[GraphRunner, Graph]:
     """A runner, and a graph without operators that has the file's inputs and meta.
 
     A file that its runtime takes only from edgeq is read as a graph and run by onnxruntime; a

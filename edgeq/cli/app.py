@@ -54,6 +54,8 @@ class OrderedGroup(click.Group):
         run="run",
         chat="chat",
         serve="serve",
+        embed="embed",
+        rerank="rerank",
         bench="bench",
         profile="profile",
         report="report",

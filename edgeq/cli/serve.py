@@ -66,10 +66,10 @@ from edgeq.cli.warmup import compile_first
 @click.option("--cache-ram", type=click.IntRange(0, 1 << 20), default=256, metavar="MIB",
               help="Memory for the KV caches of earlier conversations, which can then be continued "
                    "without processing them again; 0 keeps none.")  # fmt: skip
-@click.option("--pooling", type=click.Choice(["last", "mean"]), default=None,
+@click.option("--pooling", type=click.Choice(["last", "mean", "cls"]), default=None,
               show_default="what the model's files say, or last",
-              help="How embeddings are computed: from the hidden state of the last token, or the "
-                   "mean of all tokens.")  # fmt: skip
+              help="How embeddings are computed: from the hidden state of the last token, the "
+                   "mean of all tokens, or the first token.")  # fmt: skip
 @click.option(
     "--log-prompts", is_flag=True, show_default=False, help="Write prompts and answers to the log."
 )

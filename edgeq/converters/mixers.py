@@ -67,8 +67,10 @@ def check_attention_only(config: ModelConfig, runtime: str) -> None:
         runtime: what the target is written for, for the message.
 
     Raises:
-        UnsupportedError: names the kind of layer, how many there are, and the first.
+        UnsupportedError: names the kind of layer, how many there are, and the first; or the
+            attention sees what comes after a token.
     """
+    check_causal(config, runtime)
     others = [i for i, block in enumerate(config.blocks) if block.mixer != "attention"]
     if others:
         raise UnsupportedError(
@@ -91,4 +93,22 @@ def check_attention_only(config: ModelConfig, runtime: str) -> None:
             f"{mixtures[0]} the first, are mixtures of {config.experts.count} "
             f"experts, which edgeq does not write for {runtime}; run the model with edgeq's own "
             "engine, or convert it to GGUF"
+        )
+
+
+def check_causal(config: ModelConfig, runtime: str) -> None:
+    """Refuse a model whose attention sees what comes after a token.
+
+    Args:
+        config: of the model.
+        runtime: what the target is written for, for the message.
+
+    Raises:
+        UnsupportedError: the model is one.
+    """
+    if not config.causal:
+        raise UnsupportedError(
+            "this model's attention sees what comes after a token, as models of embeddings have "
+            f"it, which edgeq does not write for {runtime}; make embeddings with edgeq's own "
+            "engine (edgeq embed)"
         )

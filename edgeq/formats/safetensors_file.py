@@ -64,6 +64,10 @@ class SafetensorsEntry:
 class SafetensorsFile:
     """An open safetensors file.
 
+    Args:
+        path: the file.
+        content: its bytes, if they have been read; they are used in place of the file.
+
     Attributes:
         path: the file.
         mapping: its bytes.
@@ -71,10 +75,10 @@ class SafetensorsFile:
         tensors: name -> where it lies.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, content: bytes | None = None) -> None:
         self.path = Path(path)
         try:
-            self.mapping = MappedFile(self.path)
+            self.mapping = MappedFile(self.path) if content is None else _Content(content)
         except OSError as err:
             raise FormatError(f"{self.path} cannot be read: {err.strerror or err}") from err
         try:
@@ -126,6 +130,27 @@ class SafetensorsFile:
             return self.tensors[name]
         except KeyError:
             raise FormatError(f"{self.path} holds no tensor {name}") from None
+
+
+class _Content:
+    """Bytes in memory, in place of a `MappedFile`."""
+
+    def __init__(self, content: bytes) -> None:
+        self.size, self._content = len(content), content
+
+    def bytes(self, start: int, stop: int) -> bytes:
+        """Some of the bytes."""
+        return self._content[start:stop]
+
+    def array(self, dtype: Any, shape: tuple[int, ...], start: int) -> NDArray[Any]:
+        """A read-only view as ``dtype``, C order, from byte ``start`` on."""
+        return np.frombuffer(self._content, dtype, math.prod(shape), start).reshape(shape)
+
+    def release(self) -> None:
+        """Nothing: the bytes are in no file."""
+
+    def close(self) -> None:
+        """Nothing: the bytes go with the object."""
 
 
 def safetensors_header(
@@ -193,7 +218,7 @@ def open_safetensors(path: str | Path) -> SafetensorsFile:
 
 
 def _read_header(
-    path: Path, mapping: MappedFile
+    path: Path, mapping: MappedFile | _Content
 ) -> tuple[dict[str, str], dict[str, SafetensorsEntry]]:
     if mapping.size < 8:
         raise FormatError(

@@ -374,6 +374,8 @@ class BlockSpec:
             input (Qwen 3.5).
         delta: sizes of a gated delta net; None for other mixers.
         experts: the experts of the feed-forward, or None where it is a single one.
+        causal: a position sees none that comes after it. Where it is false, attention sees those
+            after it too, as far as those before it: ``window`` - 1 on each side, or all.
 
     Raises:
         FormatError: a value of the wrong type or out of range.
@@ -395,6 +397,7 @@ class BlockSpec:
     output_gate: bool = False
     delta: DeltaSpec | None = None
     experts: ExpertsSpec | None = None
+    causal: bool = True
 
     def __post_init__(self) -> None:
         if self.mixer not in get_args(Mixer):
@@ -402,7 +405,7 @@ class BlockSpec:
                 f"model config: mixer {self.mixer!r} is not supported; "
                 f"supported: {', '.join(get_args(Mixer))}"
             )
-        for name in ("norm_before", "norm_after", "qk_norm_last", "output_gate"):
+        for name in ("norm_before", "norm_after", "qk_norm_last", "output_gate", "causal"):
             if not isinstance(getattr(self, name), bool):
                 raise FormatError(
                     f"model config: {name} is {getattr(self, name)!r}; it must be true or false"
@@ -453,6 +456,10 @@ class BlockSpec:
                     f"model config: {name} is {getattr(self, name)!r}; a {kind} has "
                     "none, so it must be absent"
                 )
+        if not self.causal:
+            raise FormatError(
+                "model config: causal is false; a short convolution sees no position after its own"
+            )
 
     @property
     def attention_norm(self) -> str | None:
@@ -484,6 +491,17 @@ class BlockSpec:
             6
         """
         return 0 if self.window is None else max(0, position - self.window + 1)
+
+    def end_seen(self, position: int, length: int) -> int:
+        """One more than the last of ``length`` positions that the mixer at ``position`` sees.
+
+        Example:
+            >>> BlockSpec(rope=None, window=4, causal=False).end_seen(9, 100)
+            13
+        """
+        if self.causal:
+            return position + 1
+        return length if self.window is None else min(length, position + self.window)
 
     def positions_seen(self, length: int) -> int:
         """How many of ``length`` positions the last of them sees, itself included."""

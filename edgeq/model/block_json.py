@@ -111,6 +111,8 @@ def _described(block: BlockSpec) -> dict[str, Any]:
     for name in ("qk_norm_last", "output_gate", "delta", "experts"):
         if not values[name]:
             del values[name]
+    if block.causal:
+        del values["causal"]
     rope = values["rope"]
     if rope is not None:
         values["rope"] = _without_defaults(RopeSpec, rope)

@@ -175,6 +175,11 @@ class ModelConfig:
         return len(self.blocks)
 
     @property
+    def causal(self) -> bool:
+        """Whether no position sees what comes after it, so that the model can generate text."""
+        return all(block.causal for block in self.blocks)
+
+    @property
     def group(self) -> int:
         """Query heads per key/value head."""
         return self.heads // self.kv_heads

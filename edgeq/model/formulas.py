@@ -137,10 +137,10 @@ def expert_weights(
 def attend_blocks(
     block: BlockSpec, first: int, n: int
 ) -> list[tuple[slice, slice, NDArray[np.bool_]]]:
-    """Cut causal attention of ``n`` new positions into blocks of queries.
+    """Cut attention of ``n`` new positions into blocks of queries.
 
     Args:
-        block: decides the window.
+        block: decides the window, and whether what comes after a position is seen.
         first: position of the first new token.
         n: how many there are.
 
@@ -151,11 +151,12 @@ def attend_blocks(
     blocks = []
     for a in range(0, n, QUERY_BLOCK):
         b = min(a + QUERY_BLOCK, n)
-        seen = slice(block.first_seen(first + a), first + b)
+        seen = slice(block.first_seen(first + a), block.end_seen(first + b - 1, first + n))
         where = np.arange(seen.start, seen.stop)
         query = np.arange(first + a, first + b)
         starts = np.array([block.first_seen(int(pos)) for pos in query])
-        visible = (where[None, :] <= query[:, None]) & (where[None, :] >= starts[:, None])
+        ends = np.array([block.end_seen(int(pos), first + n) for pos in query])
+        visible = (where[None, :] < ends[:, None]) & (where[None, :] >= starts[:, None])
         blocks.append((slice(a, b), seen, visible))
     return blocks
 

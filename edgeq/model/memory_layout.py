@@ -50,6 +50,11 @@ _WIDTH = 256
 _FLOAT = 4
 
 
+def pass_tokens(config: ModelConfig, context: int) -> int:
+    """Most tokens of a prompt in one pass: a batch, or the context where a token sees all of it."""
+    return min(BATCH, context) if config.causal else context
+
+
 def center_span(kv_bits: int) -> int:
     """Positions of the cache that share a center, so that they are stored and dropped together.
 
@@ -70,7 +75,7 @@ def cache_length(block: BlockSpec, context: int, kv_bits: int = 8) -> int:
         assert block.window is not None  # checked by the block
         return min(context, block.window + MAX_DRAFT)
     length = round_up(context, CHUNK)
-    if block.window is None:
+    if block.window is None or not block.causal:
         return length
     beside = max(min(BATCH, context), MAX_DRAFT) + center_span(kv_bits)
     return min(length, round_up(block.window + beside, CHUNK))
@@ -247,7 +252,7 @@ class Buffers:
 
 def buffers(config: ModelConfig, context: int, threads: int, sequences: int = 1) -> Buffers:
     """The decoder's buffers for a context, threads, and sequences that are decoded together."""
-    c, batch = config, min(BATCH, context)
+    c, batch = config, pass_tokens(config, context)
     rows = max(batch, threads, sequences)
     hidden, ffn = round_up(c.hidden, _WIDTH), round_up(c.ffn, _WIDTH)
     q, kv = (round_up(heads * c.head_dim, _WIDTH) for heads in (c.heads, c.kv_heads))

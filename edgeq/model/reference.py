@@ -41,6 +41,7 @@ from edgeq.model.formulas import (
 from edgeq.model.model import Model
 from edgeq.model.reference_cache import KV
 from edgeq.model.rotary import config_at, default_context, rope_at, rope_tables, same_ropes
+from edgeq.model.whole_texts import check_whole
 
 CacheRounding = Callable[[Literal["k", "v"], int, Array], Array]
 """("k" or "v", layer, values [T, Hkv, D]) -> the values that a cache returns for them."""
@@ -160,10 +161,12 @@ class Reference:
             tokens, cache, all_logits: as for `forward`.
 
         Raises:
-            UsageError: no tokens, or one outside the vocabulary.
+            UsageError: no tokens, one outside the vocabulary, or tokens that follow others in a
+                model that sees all of a text at once.
         """
         self._tokens = checked_tokens(self.config, tokens)
         self._cache = self.new_cache() if cache is None else cache
+        check_whole(self.config, self._cache.n_past)
         self._all_logits = all_logits
         self._choose_ropes(self._cache.n_past + self._tokens.size)
 

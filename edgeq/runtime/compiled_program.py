@@ -196,6 +196,7 @@ class CompiledProgram:
                 "dim": c.head_dim,
                 "query_block": query_block(c),
                 "window": c.blocks[step.layer].window or 0,
+                "both_ways": not c.blocks[step.layer].causal,
                 "norm_last": step.norm_last,
                 "scale": scale,
                 "softcap": softcap,

@@ -23,6 +23,7 @@ from edgeq.model.kv_bits import KvBits, checked_kv_bits, overflow_message
 from edgeq.model.memory_layout import MAX_SEQUENCES, center_span
 from edgeq.model.model import Model
 from edgeq.model.rotary import default_context
+from edgeq.model.whole_texts import check_generates, check_whole
 from edgeq.runtime import kv_state as state
 from edgeq.runtime.backend import Backend
 from edgeq.runtime.running_answers import RunningAnswers
@@ -210,9 +211,11 @@ class Engine:
         Raises:
             UsageError: no tokens, an id outside the vocabulary, the context would overflow, or the
                 engine is closed.
-            UnsupportedError: the model's keys or values are too large for the KV cache.
+            UnsupportedError: the model's keys or values are too large for the KV cache, or it
+                cannot generate text.
         """
         ids = np.atleast_1d(np.asarray(tokens, dtype=np.int64))
+        check_generates(self.config)
         self._check(ids)
         self._catch_up()
         logits = self._run.forward(ids, self.n_past, len(ids) if all_logits else 1)
@@ -259,6 +262,7 @@ class Engine:
         """
         if n < 1:
             return []
+        check_generates(self.config)
         self._check(np.array([token], np.int64), n)
         self._catch_up()
         chosen = self._run.greedy(int(token), self.n_past, n)
@@ -480,6 +484,7 @@ class Engine:
         if ids.min() < 0 or ids.max() >= vocab:
             bad = int(ids.min()) if ids.min() < 0 else int(ids.max())
             raise UsageError(f"token id {bad} is outside the vocabulary 0 .. {vocab - 1}")
+        check_whole(self.config, self.n_past)
         more = len(ids) if steps is None else steps
         if self.n_past + more > self.context:
             raise UsageError(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.model.memory_layout import BATCH
+from edgeq.model.memory_layout import pass_tokens
 from edgeq.model.model import Model
 from edgeq.runtime.compiled_program import CompiledProgram
 from edgeq.runtime.engine_memory import EngineMemory
@@ -76,7 +76,7 @@ class SharedDecoder:
         sequences: int = 1,
     ) -> None:
         self._vocab = model.config.vocab
-        self._batch = min(BATCH, context)
+        self._batch = pass_tokens(model.config, context)
         self._threads = threads
         mmap = not worth_copying(model) if mmap is None else mmap
         self.arena = None if mmap else WeightArena.of(model)

@@ -27,6 +27,7 @@ from edgeq.serving.failures import ApiError, shutting_down
 from edgeq.serving.fields import read_json
 from edgeq.serving.phone import phone_addresses
 from edgeq.serving.requests import Call, chat_call, chosen_model, completion_call, read_for_model
+from edgeq.serving.reranking import rerank_call
 from edgeq.serving.service import Service
 from edgeq.serving.token_requests import DETOKENIZE, TOKENIZE, detokenized, tokenized
 
@@ -287,6 +288,12 @@ def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
         vectors = await unless_gone(request.receive, service.embed(call))
         return JSONResponse(await asyncio.to_thread(call.answer, vectors))
 
+    async def rerank(request: Request) -> Response:
+        body = await body_of(request, service.settings.body_bytes)
+        call = await asyncio.to_thread(rerank_call, body, service.models)
+        scores = await unless_gone(request.receive, service.rerank(call))
+        return JSONResponse(call.answer(scores))
+
     async def models(request: Request) -> Response:
         listed = [one.described() for one in service.models.values()]
         return JSONResponse({"object": "list", "data": listed})
@@ -347,6 +354,7 @@ def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
         "/v1/completions": ("POST", completion),
         "/v1/responses": ("POST", response),
         "/v1/embeddings": ("POST", embeddings),
+        "/v1/rerank": ("POST", rerank),
         "/tokenize": ("POST", tokenize),
         "/detokenize": ("POST", detokenize),
     }

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import EdgeqError
+from edgeq.runtime.embedding import Embedding
 from edgeq.serving.failures import ApiError, of_request, wrong
 from edgeq.serving.fields import Field, read, shown
 from edgeq.serving.requests import MODEL, chosen_model
@@ -25,8 +26,10 @@ EMBEDDINGS = (
     MODEL,
     Field("encoding_format", ("string",), "Vectors as lists of numbers, or as float32 in base64.",
           only=("float", "base64")),
-    Field("dimensions", ("integer",), "Numbers of a vector: as many as the model gives, which "
-          "/props lists.", 1, 1 << 20),
+    Field("dimensions", ("integer",), "Numbers of a vector: its first ones, made of length one "
+          "again; all if left out.", 1, 1 << 20),
+    Field("prompt_name", ("string",), "One of the prompts of the model's files, such as query, "
+          "that is put before each text; their default if left out."),
 )  # fmt: skip
 
 
@@ -37,13 +40,15 @@ class EmbeddingCall:
     Args:
         served: the model that the request names.
         texts: token ids of each text.
-        pooling: how hidden states become one vector: "last" or "mean".
+        skipped: how many of the first tokens of each text are not pooled.
+        how: how hidden states become one vector.
         base64: whether vectors are sent as base64 instead of lists of numbers.
     """
 
     served: ServedModel
     texts: tuple[tuple[int, ...], ...]
-    pooling: str
+    skipped: tuple[int, ...]
+    how: Embedding
     base64: bool
 
     def answer(self, vectors: NDArray[np.float32]) -> dict[str, Any]:
@@ -78,37 +83,33 @@ def embedding_call(body: Mapping[str, Any], models: Mapping[str, ServedModel]) -
     """
     values = read(body, EMBEDDINGS)
     served = chosen_model(models, values["model"])
-    try:
-        pooling = served.pooling
-    except EdgeqError as err:
-        raise of_request(err, "model") from err
-    hidden = served.model.config.hidden
-    if values["dimensions"] not in (None, hidden):
-        raise wrong(
-            "dimensions",
-            f"dimensions is {values['dimensions']}, and the vectors of this model have {hidden}; "
-            "leave it out",
-        )
+    wanted, name = values["dimensions"], values["prompt_name"]
+    tried = {"model": (None, None), "dimensions": (wanted, None), "prompt_name": (wanted, name)}
+    for key, asked in tried.items():  # so that an error names the field that is wrong
+        try:
+            how = served.embedding(*asked)
+        except EdgeqError as err:
+            raise of_request(err, key) from err
     given = values["input"]
     if isinstance(given, str) or (given and all(type(one) is int for one in given)):
         given = [given]
     if not 1 <= len(given) <= MAX_INPUTS:
         raise wrong("input", f"input holds {len(given)} texts; use 1 to {MAX_INPUTS}")
-    texts = tuple(_tokens(one, served) for one in given)
-    return EmbeddingCall(served, texts, pooling, values["encoding_format"] == "base64")
+    texts, skipped = zip(*(_tokens(one, served, how) for one in given), strict=True)
+    return EmbeddingCall(served, texts, skipped, how, values["encoding_format"] == "base64")
 
 
-def _tokens(one: Any, served: ServedModel) -> tuple[int, ...]:
-    """Token ids of one text.
+def _tokens(one: Any, served: ServedModel, how: Embedding) -> tuple[tuple[int, ...], int]:
+    """Token ids of one text, and how many of them are not pooled.
 
     Raises:
         ApiError: the value is neither a text nor a list of token ids, is empty, or is too long.
     """
-    vocab = served.model.config.vocab
+    vocab, skipped = served.model.config.vocab, 0
     if one == "":
         raise ApiError(400, "empty_prompt", "input holds an empty text; leave it out", "input")
     if isinstance(one, str):
-        ids = encoded(lambda: served.tokenizer.encode(one, add_eos=True), "input")
+        ids, skipped = encoded(lambda: how.tokens(served.tokenizer, one), "input")
     elif isinstance(one, list) and all(type(t) is int and 0 <= t < vocab for t in one):
         ids = one
     else:
@@ -117,4 +118,8 @@ def _tokens(one: Any, served: ServedModel) -> tuple[int, ...]:
             f"input holds {shown(one)}; use texts, or lists of token ids of 0 to {vocab - 1}",
         )
     check_prompt(ids, served.context, "input")
-    return tuple(ids)
+    try:
+        how.check_length(len(ids))
+    except EdgeqError as err:
+        raise ApiError(400, "context_length_exceeded", str(err), "input") from err
+    return tuple(ids), skipped

@@ -9,6 +9,7 @@ from edgeq._version import __version__
 from edgeq.serving.embeddings import EMBEDDINGS
 from edgeq.serving.fields import Field, object_schema
 from edgeq.serving.requests import CHAT, COMPLETION
+from edgeq.serving.reranking import RERANK
 from edgeq.serving.responses import RESPONSE
 from edgeq.serving.token_requests import DETOKENIZE, TOKENIZE
 
@@ -75,6 +76,7 @@ PATHS: dict[str, dict[str, Any]] = {
         "Answer a conversation with the Responses API of OpenAI.", RESPONSE, streams=True
     ),
     "/v1/embeddings": _posted("Embeddings of texts.", EMBEDDINGS),
+    "/v1/rerank": _posted("How relevant documents are to a query.", RERANK),
     "/v1/models": _got("The models that are served."),
     "/v1/models/{model}": _got("One of the models.", model=True),
     "/v1/models/{model}/card": _got("The quality report of a model as Markdown.", model=True),

@@ -16,7 +16,7 @@ from edgeq.core.memory import available_bytes
 from edgeq.core.progress import Progress
 from edgeq.core.units import human_bytes
 from edgeq.importers import load
-from edgeq.importers.pooling import pooling_of
+from edgeq.importers.sentence_modules import SentenceModules, sentence_modules
 from edgeq.importers.tokenizer.chat_templates import chat_templates
 from edgeq.model.kv_bits import KvBits
 from edgeq.model.memory_layout import draft_bytes, kv_bytes, scratch_bytes
@@ -25,8 +25,10 @@ from edgeq.model.rotary import default_context
 from edgeq.runtime.chat_template import render_chat
 from edgeq.runtime.constraint import GrammarVocabulary
 from edgeq.runtime.draft import Draft, open_drafts
+from edgeq.runtime.embedding import Embedding, embedding
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.kv_state import fingerprint
+from edgeq.runtime.reranking import RerankPrompts
 from edgeq.runtime.tokenizer import Tokenizer
 from edgeq.serving.parts import THINK, THOUGHT
 from edgeq.serving.prefix_cache import PrefixCache
@@ -100,13 +102,30 @@ class ServedModel:
         return "\n".join(chat_templates(self.model.files).values())
 
     @cached_property
-    def pooling(self) -> str:
-        """How hidden states become an embedding: "last" or "mean".
+    def _modules(self) -> SentenceModules:
+        return sentence_modules(self.model.files)
+
+    def embedding(self, dimensions: int | None, prompt_name: str | None) -> Embedding:
+        """How texts become vectors of so many numbers, behind a prompt of the model's files.
 
         Raises:
-            UnsupportedError: the model's files ask for a way of pooling that edgeq does not have.
+            UsageError: more dimensions than a vector has, or there is no such prompt.
+            UnsupportedError: the model's files ask for what edgeq does not compute.
         """
-        return self._pooling or pooling_of(self.model.files)
+        config = self.model.config
+        return embedding(
+            self._modules, config.hidden, causal=config.causal, pooling=self._pooling,
+            dimensions=dimensions, prompt_name=prompt_name,
+        )  # fmt: skip
+
+    @cached_property
+    def rerank_prompts(self) -> RerankPrompts:
+        """The prompts by which the model judges documents.
+
+        Raises:
+            UnsupportedError: it is none that does.
+        """
+        return RerankPrompts(self.model.config, self.tokenizer)
 
     @cached_property
     def thinks(self) -> bool:

@@ -18,6 +18,7 @@ from edgeq.quant.decoder.model_card import model_card
 from edgeq.serving.embeddings import EmbeddingCall
 from edgeq.serving.metrics import Metrics, ModelMetrics, family, sample
 from edgeq.serving.requests import Call
+from edgeq.serving.reranking import RerankCall
 from edgeq.serving.sensors import Sensors
 from edgeq.serving.served import ServedModel
 from edgeq.serving.settings import ServerSettings
@@ -94,9 +95,22 @@ class Service:
         if self.settings.log_prompts:
             for text in call.texts:
                 LOG.info("text: %r", call.served.tokenizer.decode(text))
-        vectors = await call.served.worker.embed(call.texts, call.pooling)
+        vectors = await call.served.worker.embed(call.texts, call.skipped, call.how)
         self.metrics.models[call.served.name].prompt += sum(map(len, call.texts))
         return vectors
+
+    async def rerank(self, call: RerankCall) -> list[float]:
+        """The relevance of a request's documents; counts the tokens of its prompts.
+
+        Raises:
+            ApiError: see `Worker.rank`.
+        """
+        if self.settings.log_prompts:
+            for prompt in call.prompts:
+                LOG.info("prompt: %r", call.served.tokenizer.decode(prompt))
+        scores = await call.served.worker.rank(call.prompts, call.by)
+        self.metrics.models[call.served.name].prompt += sum(map(len, call.prompts))
+        return scores
 
     def log_prompt(self, call: Call) -> None:
         """Write the prompts to the log, if the settings ask for it."""

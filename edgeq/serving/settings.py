@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 
 from edgeq.core.errors import UsageError, unknown
-from edgeq.importers.pooling import POOLINGS
+from edgeq.importers.sentence_modules import POOLINGS
 from edgeq.model.memory_layout import MAX_DRAFT, MAX_SEQUENCES
 from edgeq.runtime.sampling import SamplingParams
 
@@ -31,7 +31,7 @@ class ServerSettings:
         drain_s: seconds that running answers may take once the server shuts down.
         prefix_bytes: memory limit for the KV caches of earlier conversations; 0 keeps none.
         lookup: number of tokens to draft by prompt lookup; 0 for none.
-        pooling: how hidden states become an embedding, "last" or "mean"; None uses what each
+        pooling: how hidden states become an embedding, "last", "mean" or "cls"; None uses what each
             model's files state.
         params: parameters of sampling for requests that do not set them.
         log_prompts: write prompts and answers to the log.

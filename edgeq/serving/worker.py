@@ -11,15 +11,17 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.model.memory_layout import BATCH
-from edgeq.runtime.embedding import embedded
+from edgeq.runtime.embedding import Embedding, embedded
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Constraint, FinishReason, Logprobs, generate
+from edgeq.runtime.reranking import RerankPrompts
 from edgeq.runtime.sampling import SamplingParams
 from edgeq.runtime.tokenizer import Tokenizer
 from edgeq.serving.failures import ApiError, of_model, of_request, shutting_down
@@ -27,6 +29,7 @@ from edgeq.serving.prefix_cache import PrefixCache
 from edgeq.serving.slots import Slot, SlotPool
 
 LOG = logging.getLogger("edgeq.serving")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,10 +222,43 @@ class Worker:
         finally:
             left.set()
 
-    async def embed(self, texts: Sequence[tuple[int, ...]], pooling: str) -> NDArray[np.float32]:
-        """Compute the embeddings [n, hidden] of texts on one slot.
+    async def embed(
+        self, texts: Sequence[tuple[int, ...]], skipped: Sequence[int], how: Embedding
+    ) -> NDArray[np.float32]:
+        """Compute the embeddings [n, dimensions] of texts on one slot.
+
+        Raises:
+            ApiError: see `_each`.
+        """
+
+        def one(engine: Engine, number: int, check: Callable[[], None]) -> NDArray[np.float32]:
+            return embedded(engine, texts[number], how, skipped[number], check)
+
+        return np.stack(await self._each(len(texts), one, "embedded"))
+
+    async def rank(self, prompts: Sequence[list[int]], by: RerankPrompts) -> list[float]:
+        """The relevance of the document of each prompt, on one slot.
+
+        Raises:
+            ApiError: see `_each`.
+        """
+
+        def one(engine: Engine, number: int, check: Callable[[], None]) -> float:
+            return by.score(engine, prompts[number], check)
+
+        return await self._each(len(prompts), one, "ranked")
+
+    async def _each(
+        self, count: int, run: Callable[[Engine, int, Callable[[], None]], T], what: str
+    ) -> list[T]:
+        """What a function makes of each of some texts on one slot.
 
         Canceling the coroutine ends the work after the current batch of tokens.
+
+        Args:
+            count: how many texts.
+            run: takes the engine, the number of a text, and what to call after each batch.
+            what: what is done with them, for the message.
 
         Raises:
             ApiError: no slot became free, the time limit was exceeded, or the model failed.
@@ -233,27 +269,27 @@ class Worker:
         left = threading.Event()
         loop = asyncio.get_running_loop()
 
-        def work() -> NDArray[np.float32] | ApiError:
-            found: list[NDArray[np.float32]] = []
+        def work() -> list[T] | ApiError:
+            found: list[T] = []
 
             def check() -> None:
                 if left.is_set() or self._late(deadline):
                     raise ApiError(
                         503, "timeout",
-                        f"{len(found)} of {len(texts)} texts were embedded in "
+                        f"{len(found)} of {count} texts were {what} in "
                         f"{self._timeout_s:.0f} s; send fewer or shorter ones at once",
                     )  # fmt: skip
 
             try:
                 self._cache.prepare(slot.engine, ())  # keeps a snapshot of the last conversation
-                for text in texts:
+                for number in range(count):
                     check()
-                    found.append(embedded(slot.engine, text, pooling, check))
-                return np.stack(found)
+                    found.append(run(slot.engine, number, check))
+                return found
             except ApiError as err:
                 return err
             except Exception as err:
-                LOG.exception("embedding a text failed")
+                LOG.exception("a text could not be %s", what)
                 return of_model(err)
             finally:
                 slot.engine.reset()
@@ -401,7 +437,7 @@ def check_prompt(prompt: Sequence[int], context: int, param: str) -> None:
         )
 
 
-def encoded(make: Callable[[], list[int]], param: str) -> list[int]:
+def encoded(make: Callable[[], T], param: str) -> T:
     """Encode a text of a request.
 
     Args:

@@ -20,9 +20,9 @@ from tests.paths import TESTS
 SNAPSHOTS = TESTS / "snapshots" / "help"
 UPDATE = "EDGEQ_UPDATE_SNAPSHOTS"
 VERBS = (
-    "demo", "quantize", "inspect", "plan", "run", "chat", "serve", "bench", "profile", "report",
-    "perplexity", "eval", "calibrate", "sensitivity", "sweep", "convert", "validate", "package",
-    "devices", "warmup", "doctor",
+    "demo", "quantize", "inspect", "plan", "run", "chat", "serve", "embed", "rerank", "bench",
+    "profile", "report", "perplexity", "eval", "calibrate", "sensitivity", "sweep", "convert",
+    "validate", "package", "devices", "warmup", "doctor",
 )  # fmt: skip
 
 

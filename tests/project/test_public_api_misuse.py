@@ -141,7 +141,17 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     "run draft": (lambda bad, at: edgeq.run(DEMO, "Once", draft=bad), PATHS[1:]),
     "embed model": (lambda bad, at: edgeq.embed(bad, "Once"), PATHS),
     "embed texts": (lambda bad, at: edgeq.embed(DEMO, bad), [None, 7, b"bytes", [], [7], ""]),
-    "embed pooling": (lambda bad, at: edgeq.embed(DEMO, "Once", pooling=bad), ["cls", 7, ""]),
+    "embed pooling": (lambda bad, at: edgeq.embed(DEMO, "Once", pooling=bad), ["max", 7, ""]),
+    "embed dimensions": (
+        lambda bad, at: edgeq.embed(DEMO, "Once", dimensions=bad), [0, -1, 1 << 30, "8", 8.0],
+    ),
+    "embed prompt": (lambda bad, at: edgeq.embed(DEMO, "Once", prompt=bad), [7, b"a"]),
+    "embed prompt_name": (
+        lambda bad, at: edgeq.embed(DEMO, "Once", prompt_name=bad), [7, "", "query"],
+    ),
+    "rerank model": (lambda bad, at: edgeq.rerank(bad, "q", ["Once"]), [*PATHS, DEMO]),
+    "rerank query": (lambda bad, at: edgeq.rerank(DEMO, bad, ["Once"]), [None, 7, b"bytes"]),
+    "rerank documents": (lambda bad, at: edgeq.rerank(DEMO, "q", bad), [None, 7, "Once", [], [7]]),
     "run model": (lambda bad, at: edgeq.run(bad, "Hello"), PATHS),
     "run prompt": (lambda bad, at: edgeq.run(DEMO, bad), [None, 7, b"bytes", []]),
     "run max_tokens": (lambda bad, at: edgeq.run(DEMO, "Once", max_tokens=bad), ["2", 0, 1.5]),

@@ -10,11 +10,17 @@ import pytest
 
 import edgeq
 from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError, UsageError
-from edgeq.importers.pooling import FILE, MODULES, of_gguf, pooling_of
+from edgeq.importers.sentence_modules import (
+    MODULES,
+    POOLING,
+    SentenceModules,
+    pooling_of_gguf,
+    sentence_modules,
+)
 from edgeq.model.formulas import dense
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.runtime.embedding import embedded
+from edgeq.runtime.embedding import Embedding, embedded, embedding
 from edgeq.runtime.engine import Engine
 from tests.families import FAMILIES, quantized, random_model, tiny_config
 from tests.paths import DEMO
@@ -75,49 +81,69 @@ def test_the_head_reads_hidden_states() -> None:
     assert np.abs(states @ head.T - logits).max() < 1e-3 * np.abs(logits).max()
 
 
+def how(pooling: str, **over: Any) -> Embedding:
+    return embedding(SentenceModules(), tiny_config("llama").hidden, pooling=pooling, **over)
+
+
 def test_pooling() -> None:
     model = random_model(tiny_config("llama", context=256))
     with Engine(model, threads=1) as engine:
         engine.forward([9, 9])
-        last, mean = (embedded(engine, TOKENS[:20], kind) for kind in ("last", "mean"))
+        kinds = ("last", "mean", "cls")
+        found = [embedded(engine, TOKENS[:20], how(kind)) for kind in kinds]
         engine.reset()
         states = engine.hidden(TOKENS[:20]).astype(np.float64)
-        for got, want in ((last, states[-1]), (mean, states.mean(axis=0))):
+        for got, want in zip(found, (states[-1], states.mean(axis=0), states[0]), strict=True):
             assert np.allclose(got, want / np.linalg.norm(want), atol=1e-6)
             assert abs(np.linalg.norm(got) - 1) < 1e-6
+        short = embedded(engine, TOKENS[:20], how("mean", dimensions=5))
+        assert np.allclose(short, found[1][:5] / np.linalg.norm(found[1][:5]), atol=1e-6)
         passed: list[int] = []
-        parts = embedded(engine, TOKENS, "mean", lambda: passed.append(engine.n_past))
-        assert np.array_equal(parts, embedded(engine, TOKENS, "mean"))
+        parts = embedded(engine, TOKENS, how("mean"), 0, lambda: passed.append(engine.n_past))
+        assert np.array_equal(parts, embedded(engine, TOKENS, how("mean")))
         assert passed == [128, 150]
-        with pytest.raises(UsageError, match="cls"):
-            embedded(engine, [5], "cls")
         with pytest.raises(UsageError, match="there are no tokens"):
-            embedded(engine, [], "last")
+            embedded(engine, [], how("last"))
         with pytest.raises(UsageError, match="the context has 0 tokens and 257 more"):
-            embedded(engine, [5] * 257, "last")
+            embedded(engine, [5] * 257, how("last"))
+    with pytest.raises(UsageError, match="max"):
+        how("max")
+    with pytest.raises(UsageError, match="give one of them"):
+        how("last", prompt="a", prompt_name="b")
+    with pytest.raises(UsageError, match="the model's files have no prompts"):
+        how("last", prompt_name="query")
+    for wrong in (0, -1, 45):
+        with pytest.raises(UsageError, match="vectors of this model have 1 to 44"):
+            how("last", dimensions=wrong)
+
+
+def pooling_of(files: dict[str, bytes]) -> str | None:
+    return sentence_modules(files).pooling
 
 
 def files(**pooling: Any) -> dict[str, bytes]:
-    return {FILE: json.dumps(pooling).encode()}
+    return {POOLING: json.dumps(pooling).encode()}
 
 
 def test_what_files_say() -> None:
-    assert pooling_of({}) == "last"
-    assert pooling_of(files(word_embedding_dimension=8)) == "last"
+    assert pooling_of({}) is None
+    assert pooling_of(files(word_embedding_dimension=8)) == "mean"  # as Sentence Transformers
     assert pooling_of(files(pooling_mode_mean_tokens=True, pooling_mode_cls_token=False)) == "mean"
     assert pooling_of(files(pooling_mode_lasttoken=True)) == "last"
-    for kind, want in ((1, "mean"), (3, "last"), (0, "last"), (None, "last")):
-        assert pooling_of(of_gguf(kind)) == want
-    for wrong in (files(pooling_mode_cls_token=True), of_gguf(2),
+    assert pooling_of(files(pooling_mode_cls_token=True)) == "cls"
+    for mode, want in (("mean", "mean"), ("lasttoken", "last"), (["cls"], "cls")):
+        assert pooling_of(files(pooling_mode=mode)) == want
+    for kind, want in ((1, "mean"), (2, "cls"), (3, "last"), (0, None), (None, None)):
+        assert pooling_of(pooling_of_gguf(kind)) == want
+    for wrong in (files(pooling_mode_max_tokens=True),
                   files(pooling_mode_mean_tokens=True, pooling_mode_max_tokens=True)):  # fmt: skip
-        with pytest.raises(UnsupportedError, match="embeddings are pooled by pooling_mode_"):
+        with pytest.raises(UnsupportedError, match=r"embeddings are pooled by .*max"):
             pooling_of(wrong)
-    modules = [{"type": f"sentence_transformers.models.{name}"}
-               for name in ("Transformer", "Pooling", "Normalize")]  # fmt: skip
-    assert pooling_of({MODULES: json.dumps(modules).encode()}) == "last"
-    modules.insert(2, {"type": "sentence_transformers.models.Dense"})
-    with pytest.raises(UnsupportedError, match="a module Dense after the decoder"):
-        pooling_of({MODULES: json.dumps(modules).encode()})
+    modules = [
+        {"type": f"sentence_transformers.models.{name}", "path": path}
+        for name, path in (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_N"))
+    ]
+    assert sentence_modules({MODULES: json.dumps(modules).encode()}).normalized
     for damaged in (b"{", b"7", b"[{}]", b"[7]"):
         with pytest.raises(FormatError, match="is not a list of modules"):
             pooling_of({MODULES: damaged})
@@ -129,7 +155,7 @@ def test_the_file_of_pooling_goes_into_the_artifact(tmp_path: Any) -> None:
     folder = tmp_path / "m"
     shutil.copytree(DEMO, folder)
     (folder / "1_Pooling").mkdir()
-    (folder / FILE).write_bytes(files(pooling_mode_mean_tokens=True)[FILE])
+    (folder / POOLING).write_bytes(files(pooling_mode_mean_tokens=True)[POOLING])
     edgeq.quantize(folder, tmp_path / "m.edgeq", fast=True, threads=1)
     assert pooling_of(edgeq.load(tmp_path / "m.edgeq").files) == "mean"
     text = "Once upon a time"

@@ -38,6 +38,9 @@ def test_openai_s_client(openai_client: Any, server: edgeq.Server) -> None:
     assert len(floats.data[0].embedding) == width
     same = openai_client.embeddings.create(model="tale", input="a", dimensions=width)
     assert len(same.data[0].embedding) == width
+    short = openai_client.embeddings.create(model="tale", input=TEXTS, dimensions=8)
+    again = edgeq.embed(DEMO, TEXTS, threads=1, context=256, dimensions=8)
+    assert np.array_equal(np.array([one.embedding for one in short.data], np.float32), again)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,9 @@ def test_openai_s_client(openai_client: Any, server: edgeq.Server) -> None:
         ({"input": [True]}, "input", "invalid_value"),
         ({"input": "a " * 500}, "input", "context_length_exceeded"),
         ({"input": ["a"] * 2049}, "input", "invalid_value"),
-        ({"input": "a", "dimensions": 7}, "dimensions", "invalid_value"),
+        ({"input": "a", "dimensions": 9999}, "dimensions", "invalid_value"),
+        ({"input": "a", "dimensions": 0}, "dimensions", "invalid_value"),
+        ({"input": "a", "prompt_name": "query"}, "prompt_name", "invalid_value"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format", "unsupported_value"),
         ({"input": "a", "pooling": "cls"}, "pooling", "unknown_parameter"),
         ({"input": "\ud800"}, None, "invalid_json"),
@@ -68,7 +73,7 @@ def test_what_is_refused(server: edgeq.Server, body: Any, param: str | None, cod
 def test_an_unknown_model(server: edgeq.Server) -> None:
     assert ask(server, PATH, {"model": "none", "input": "a"}).code == "model_not_found"
     with pytest.raises(UsageError, match="pooling"):
-        edgeq.ServerSettings(pooling="cls")
+        edgeq.ServerSettings(pooling="max")
 
 
 def test_beside_answers(server: edgeq.Server) -> None:

@@ -67,6 +67,7 @@ from edgeq.converters.gguf.run import (
 )
 from edgeq.converters.gguf.tokenizer import tokenizer_keys
 from edgeq.converters.gguf.vocab import file_tokenizer
+from edgeq.converters.mixers import check_causal
 from edgeq.converters.options import Options, WrittenWith
 from edgeq.converters.runners import DecoderRunner, Trace
 from edgeq.converters.size import Size
@@ -120,6 +121,7 @@ class GgufDecoderTarget(DecoderTarget):
                 f"context is {options.context} tokens; the model supports up to {config.context}"
             )
         check_family(model)
+        check_causal(config, "llama.cpp")
         window = foreign_window(config)
         if window and options.context and options.context > window:
             raise UnsupportedError(

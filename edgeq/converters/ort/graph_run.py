@@ -28,20 +28,23 @@ class OrtGraphRunner:
     Args:
         path: of the file.
         threads: onnxruntime's.
+        free_axes: take a file that leaves axes open; they are -1 in the shapes.
 
     Raises:
-        FormatError: onnxruntime refuses it, or an axis of an input is unknown.
+        FormatError: onnxruntime refuses it, or an axis is unknown and ``free_axes`` is false.
         MissingDependencyError: onnxruntime is not installed.
     """
 
     precision: Precision = "float32"
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
+    def __init__(self, path: Path, *, threads: int = 1, free_axes: bool = False) -> None:
         _, onnxruntime = require()
         self._session = open_session(path, threads=threads)
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
-        self.inputs = {entry.name: _info(entry, path) for entry in self._session.get_inputs()}
-        self.outputs = {entry.name: _info(entry, path) for entry in self._session.get_outputs()}
+        ends = self._session.get_inputs(), self._session.get_outputs()
+        self.inputs, self.outputs = (
+            {entry.name: _info(entry, path, free_axes) for entry in end} for end in ends
+        )
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph once; gives the outputs by name."""
@@ -200,13 +203,14 @@ def has_known_axes(path: Path) -> bool:
     )
 
 
-def _info(entry: Any, path: Path) -> Info:
-    if any(not isinstance(n, int) for n in entry.shape):
+def _info(entry: Any, path: Path, free_axes: bool) -> Info:
+    shape = tuple(n if isinstance(n, int) else -1 for n in entry.shape)
+    if not free_axes and any(not isinstance(n, int) for n in entry.shape):
         raise FormatError(
             f"{path}: {entry.name} is {list(entry.shape)}, which leaves axes open; convert the "
             "model with --shape first"
         )
-    return Info(tuple(entry.shape), str(TYPES.get(entry.type, entry.type)))
+    return Info(shape, str(TYPES.get(entry.type, entry.type)))
 
 
 def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:

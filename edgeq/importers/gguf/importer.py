@@ -30,7 +30,7 @@ from edgeq.importers.gguf.keys import Keys
 from edgeq.importers.gguf.tokenizer import end_tokens, tokenizer_files
 from edgeq.importers.huggingface.families import GGUF_FAMILIES
 from edgeq.importers.lazy import half_split, half_split_order
-from edgeq.importers.pooling import of_gguf
+from edgeq.importers.sentence_modules import pooling_of_gguf
 from edgeq.importers.unread import listed
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
@@ -115,7 +115,7 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
                 )
             ends = end_tokens(file.metadata, vocabulary)
             config = replace(config, bos=vocabulary.bos, eos=ends)
-            files |= of_gguf(keys.get("{arch}.pooling_type"))
+            files |= pooling_of_gguf(keys.get("{arch}.pooling_type"))
     tensors = _tensors(config, architecture, source)
     source.check_all_read(config)
     model = Model(config, tensors, files, {"source": path.name})

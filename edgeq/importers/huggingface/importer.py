@@ -19,7 +19,7 @@ from edgeq.importers.huggingface.config import read_config
 from edgeq.importers.huggingface.family import Family
 from edgeq.importers.huggingface.quantized.stored import KeptMatrix, Tensors
 from edgeq.importers.lazy import GatheredRows, by_head_order, half_split, half_split_order
-from edgeq.importers.pooling import FILE as POOLING
+from edgeq.importers.sentence_modules import module_files
 from edgeq.importers.tokenizer.sentencepiece_model import tokenizer_files
 from edgeq.model.block import tensor_name
 from edgeq.model.config import ModelConfig
@@ -32,8 +32,6 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "generation_config.json",
-    "modules.json",
-    POOLING,
 )
 """Small files beside the weights that a model's `files` keep."""
 
@@ -77,7 +75,7 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
             tensor = _channels_first(tensor, convolutions[name])
         tensors[name] = _half_split(tensor, name, model) if config.family.interleaved else tensor
     left_out = checkpoint.check_all_read(model, config.family.left_out)
-    files = {} if headers_only else _files(folder)
+    files = {} if headers_only else folder_files(folder)
     provenance: dict[str, Any] = {"source": folder.resolve().name}
     if left_out:
         provenance["left_out"] = [
@@ -203,11 +201,12 @@ def _fused(config: ModelConfig, fused: Mapping[str, tuple[str, ...]]) -> dict[st
     return parts
 
 
-def _files(folder: Path) -> dict[str, bytes]:
-    """Files of tokenizer, chat, pooling; a missing tokenizer.json is made of tokenizer.model."""
+def folder_files(folder: Path) -> dict[str, bytes]:
+    """Files of tokenizer, chat, embeddings; a missing tokenizer.json is made of tokenizer.model."""
     files = {
         name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()
     }
+    files |= module_files(folder)
     for template in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         files[f"{template.parent.name}/{template.name}"] = template.read_bytes()
     sentencepiece = folder / "tokenizer.model"

@@ -27,6 +27,7 @@ from edgeq.model.formulas import Array, apply_rope, convolution
 from edgeq.model.memory_layout import state_bytes, state_shape
 from edgeq.model.model import Model
 from edgeq.model.rotary import rope_tables
+from edgeq.model.whole_texts import check_generates
 from edgeq.quant.decoder.fixed_order import FixedOrderReference
 from edgeq.quant.kernels.products import product, products, softcap, softmax
 from edgeq.quant.rounders.qparams import check_finite
@@ -60,6 +61,7 @@ def sample_texts(
         FormatError: a matrix or the logits are not finite.
         UsageError: there are no beginnings, one is empty, or the length is out of range.
     """
+    check_generates(model.config)
     if not beginnings or not all(len(tokens) for tokens in beginnings):
         raise UsageError("a text to sample has no beginning; give at least one token for each text")
     if not 1 <= length <= model.config.context:

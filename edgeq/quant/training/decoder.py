@@ -16,6 +16,7 @@ from edgeq.model.block import (
     DELTA_CONV,
     DELTA_NORM,
     DT_BIAS,
+    BlockSpec,
     RopeSpec,
     tensor_name,
 )
@@ -124,7 +125,7 @@ class _TorchBuilder:
         c = self._config
         b, _, t, _ = q.shape
         k, v = (part.repeat_interleave(c.group, dim=1) for part in (k, v))
-        mask = self._mask(c.blocks[layer].window, t)
+        mask = self._mask(c.blocks[layer], t)
         if c.attn_softcap is not None:
             return self._capped_attention(q, k, v, mask).transpose(1, 2).reshape(b, t, -1)
         mixed = scaled_dot_product_attention(
@@ -142,14 +143,15 @@ class _TorchBuilder:
         seen = torch.ones(t, t, dtype=torch.bool).tril() if mask is None else mask
         return scores.masked_fill(~seen, float("-inf")).softmax(dim=-1) @ v
 
-    def _mask(self, window: int | None, t: int) -> Any:
-        """What each position of a sliding-window layer sees, bool [T, T]; None if all before."""
+    def _mask(self, block: BlockSpec, t: int) -> Any:
+        """What each position of a layer sees, bool [T, T]; None if all before."""
         import torch
 
-        if window is None or t <= window:
+        window = t if block.window is None else block.window
+        if block.causal and t <= window:
             return None
         ones = torch.ones(t, t, dtype=torch.bool)
-        return ones.tril() & ones.triu(1 - window)
+        return ones.tril(0 if block.causal else window - 1) & ones.triu(1 - window)
 
     def short_conv(self, name: str, layer: int, b: Any, c: Any, x: Any, weight: str) -> Any:
         return c * self._convolved(b * x, weight)

@@ -157,6 +157,7 @@ ATTENTION = _record(
     "rope_half",  # pairs of dimensions that are rotated; 0 for no rotary embedding
     "cos_q", "sin_q", "cos_k", "sin_k",  # float32 [context, rope_half]
     "window",  # positions a token sees, itself included; 0 for all
+    "both_ways",  # whether it sees as many after it too, of a pass that holds the whole text
     "norm_q", "norm_k",  # weights of the norms of queries and keys, or 0
     "norm_spans_heads",  # whether one norm spans all heads, rather than each its own
     "norm_last",  # whether each head is normed after it is rotated

@@ -145,6 +145,14 @@ def _first_seen(layer, position):
 
 
 @compiled
+def _end_seen(layer, position, length):
+    """One more than the last of ``length`` positions that the token at a position sees."""
+    if not layer.both_ways:
+        return position + 1
+    return min(length, position + layer.window) if layer.window else length
+
+
+@compiled
 def _attend_part(program, layer, cache, head, chunk, queries, work, parts):
     """The partial results of one token's queries of a key/value head, of one chunk."""
     stride = program.chunks * program.part_stride
@@ -263,7 +271,8 @@ def attend_prompt(program, layer, cache, q, k, v, out, thread, position):
         _fill_queries(program, layer, cache, head, block, position + t0, queries)
         for r in range(rows):
             here = position + t0 + r // group
-            queries.first[r], queries.last[r] = _first_seen(layer, here), here + 1
+            queries.first[r] = _first_seen(layer, here)
+            queries.last[r] = _end_seen(layer, here, position + tokens)
         low, high = queries.first[0] // CHUNK, (queries.last[rows - 1] - 1) // CHUNK + 1
         for chunk in range(low, high):
             part = Rows(work.totals if chunk == low else work.parts, stride, rows)

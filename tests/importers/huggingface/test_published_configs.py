@@ -100,6 +100,19 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": 512,
         "use_bidirectional_attention": False, "vocab_size": 262144,
     },
+    "embeddinggemma-300m": USUAL | {
+        "_sliding_window_pattern": 6, "architectures": ["Gemma3TextModel"],
+        "attention_bias": False, "attn_logit_softcapping": None, "bos_token_id": 2,
+        "dtype": "float32", "eos_token_id": 1, "final_logit_softcapping": None, "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 768, "intermediate_size": 1152,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 4,
+        "max_position_embeddings": 2048, "model_type": "gemma3_text", "num_attention_heads": 3,
+        "num_hidden_layers": 24, "num_key_value_heads": 1, "pad_token_id": 0,
+        "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_local_base_freq": 10000.0,
+        "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": 512,
+        "use_bidirectional_attention": True, "vocab_size": 262144,
+    },
     "gemma-3-4b-it": {
         "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999,
         "eoi_token_index": 256000, "eos_token_id": [1, 106], "image_token_index": 262144,
@@ -404,6 +417,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 WINDOWS = {"Mistral-7B-v0.1": 4096, "gemma-3-270m": 512, "gemma-3-4b-it": 1024,
+           "embeddinggemma-300m": 257,
            "Phi-3-mini-4k-instruct": 2047, "Phi-3-mini-128k-instruct": 262144,
            "Phi-4-mini-instruct": 262144, "gemma-2-2b-it": 4096, "EXAONE-4.0-32B": 4096,
            "Olmo-3-1025-7B": 4096,

@@ -126,6 +126,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 OWN = {
     "gemma2": {"attn_logit_softcapping", "final_logit_softcapping"},
+    "gemma3_text": {"use_bidirectional_attention"},
     "granite": {
         "residual_multiplier", "embedding_multiplier", "logits_scaling", "attention_multiplier",
     },

@@ -1,7 +1,9 @@
 """Gemma 3, alone or as the decoder of a vision-language model.
 
 Norms after attention and feed-forward as well, norm weights with an offset of one, embeddings times
-sqrt(hidden), and sliding windows with rotary frequencies of their own in five layers of six.
+sqrt(hidden), and sliding windows with rotary frequencies of their own in five layers of six. With
+``use_bidirectional_attention`` (EmbeddingGemma) it reads texts as a whole: a token sees as much
+after it as before it, and the window is that of both sides together.
 
 Source: configuration_gemma3.py and modeling_gemma3.py of Transformers 5.24.
 """
@@ -35,8 +37,15 @@ def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
         sliding = (True,) * shape.layers
     windows = read_windows(values, shape, "gemma3", sliding=sliding)
     accept_older_activation(values)
+    causal = not values.flag("use_bidirectional_attention")
     return [
-        BlockSpec(norm_after=True, qk_norm="head", rope=ropes[window is not None], window=window)
+        BlockSpec(
+            norm_after=True,
+            qk_norm="head",
+            rope=ropes[window is not None],
+            window=window if causal or window is None else window // 2 + 1,
+            causal=causal,
+        )
         for window in windows
     ]
 
@@ -80,6 +89,7 @@ FAMILY = Family(
         "rms_norm_eps": 1e-6,
         "hidden_activation": "gelu_pytorch_tanh",
         "tie_word_embeddings": True,
+        "use_bidirectional_attention": False,
         "vocab_size": 262208,
         "hidden_size": 2304,
         "intermediate_size": 9216,
