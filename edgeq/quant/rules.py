@@ -13,7 +13,7 @@ from edgeq.quant.observers import OBSERVERS
 OUTER = r"^(model\.embed_tokens|lm_head)\."
 """Embedding and head: every output depends on them, so they get 8 bits unless a rule says
 otherwise."""
-KINDS = {kind: rf"\.{kind}_proj\.weight$" for kind in ("k", "v", "down")}
+KINDS = {kind: rf"\.{kind}_proj\.weight$" for kind in ("k", "v", "o", "down")}
 """Matrices of layers that presets give more bits."""
 BUILT_IN = (OUTER, *KINDS.values())
 """Patterns of presets, which need not match a tensor of every model."""
