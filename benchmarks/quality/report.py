@@ -101,6 +101,8 @@ def peers(about: dict[str, Any]) -> list[str]:
 
 MIXED = Path(__file__).with_name("smollm2.md")
 """A section on a published model that is measured by hand, by the commands that it names."""
+TWO_LEVEL = Path(__file__).with_name("two_level.md")
+"""A section on an experiment."""
 
 
 def write(results: dict[str, Any], path: Path) -> None:
@@ -148,5 +150,5 @@ def write(results: dict[str, Any], path: Path) -> None:
                 checked(about),
                 "",
             ]
-    out.append(MIXED.read_text("utf-8"))
+    out += [MIXED.read_text("utf-8"), TWO_LEVEL.read_text("utf-8")]
     path.write_text("\n".join(out))

@@ -58,6 +58,8 @@ def _layer_scheme(summary: Summary) -> str:
 
 def _target_lines(summary: Summary) -> list[str]:
     """The Pareto front and the measurements of a choice of bits; empty if no bits were chosen."""
+    from edgeq.quant.presets import LADDER
+
     target = summary.target
     if target is None:
         return []
@@ -78,9 +80,8 @@ def _target_lines(summary: Summary) -> list[str]:
         for label, nats in target["tried"].items()
     ]
     if target["kept"] != "mixed":
-        lines.append(
-            "mixed bits were not better than the uniform recipe, so the uniform recipe was written"
-        )
+        kind = "preset" if target["kept"] in LADDER else "uniform recipe"
+        lines.append(f"mixed bits were not better than the {kind}, so the {kind} was written")
     elif len(target["tried"]) == 1:
         lines.append("no uniform recipe fits the target, so there was no comparison")
     return lines

@@ -67,6 +67,7 @@ _RUNG_OPTIONS = {
 """GPTQ with errors counted in parts of the residual stream, and a head rounded likewise. The
 text may be of another kind than what the model is used for, so that five times the usual damping is
 better; and one sweep is as good as two."""
+_LIKE_RUNGS = {"method": "gptq", "options": _RUNG_OPTIONS}
 _DISTILL = {"training": {"method": "distill"}}
 _MSE_RANGES = {"mode": "static", "observer": "mse"}
 _STATIC = {"activations": "static", "bias_correction": True}
@@ -90,17 +91,20 @@ def _rung(matrices: str, outer: str, sensitive: str | None = None, **kinds: str)
 
 
 LADDER: Mapping[str, Preset] = {
-    "2.25bpw": _rung("w2-g64-palette", "w4-g32", v="w4-g32-palette"),
+    "2.25bpw": _rung("w2-g64-palette", "w3-g32-palette", k="w4-g32-palette", v="w4-g32-palette"),
     "2.75bpw": _rung(
-        "w2-g32-palette",
-        "w4-g32",
+        "w2-g64-palette",
+        "w4-g32-palette",
         k="w4-g32-palette",
         v="w4-g32-palette",
+        o="w3-g64-palette",
         down="w3-g64-palette",
     ),
-    "3.25bpw": _rung("w3-g64-palette", "w5-g32", v="w4-g32-palette"),
-    "3.75bpw": _rung("w3-g32-palette", "w5-g32", v="w5-g32", down="w4-g64-palette"),
-    "4.25bpw": _rung("w4-g64", "w5-g32", v="w5-g32"),
+    "3.25bpw": _rung("w3-g64-palette", "w4-g32-palette", k="w4-g32-palette", v="w4-g32-palette"),
+    "3.75bpw": _rung(
+        "w3-g32-palette", "w4-g32-palette", k="w5-g32", v="w5-g32", down="w4-g64-palette"
+    ),
+    "4.25bpw": _rung("w4-g64", "w5-g32", k="w5-g32", v="w5-g32"),
     "4.75bpw": _rung("w4-g32", "w5-g32", "w6-g32", k="w5-g64", v="w5-g32", down="w5-g32"),
     "5.5bpw": _rung("w5-g32", "w6-g32", v="w6-g32"),
     "6.5bpw": _rung("w6-g32", "w8-channel", v="w8-g32"),
@@ -212,13 +216,13 @@ PRESETS: Mapping[str, Preset] = {
     "palette4-gptq": Preset({"default": "w4-g32-palette", **_GPTQ}),
     "palette3-gptq": Preset({"default": "w3-g32-palette", **_GPTQ}),
     # bits where they matter
-    "mixed-4.5bpw": Preset({"default": "w4-g32", **_GPTQ, "target": {"bpw": 4.5}}),
-    "mixed-3.5bpw": Preset({"default": "w3-g32", **_GPTQ, "target": {"bpw": 3.5}}),
+    "mixed-4.5bpw": Preset({"default": "w4-g32", **_LIKE_RUNGS, "target": {"bpw": 4.5}}),
+    "mixed-3.5bpw": Preset({"default": "w3-g32", **_LIKE_RUNGS, "target": {"bpw": 3.5}}),
     "mixed-palette-4.5bpw": Preset(
-        {"default": "w4-g32-palette", **_GPTQ, "target": {"bpw": 4.5}},
+        {"default": "w4-g32-palette", **_LIKE_RUNGS, "target": {"bpw": 4.5}},
     ),
     "mixed-palette-3.5bpw": Preset(
-        {"default": "w3-g32-palette", **_GPTQ, "target": {"bpw": 3.5}},
+        {"default": "w3-g32-palette", **_LIKE_RUNGS, "target": {"bpw": 3.5}},
     ),
     # training
     "w4-g32-distill": Preset({"default": "w4-g32", **_GPTQ, **_DISTILL}),

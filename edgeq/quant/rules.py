@@ -16,7 +16,7 @@ otherwise."""
 HEAD_GATES = r"\.linear_attn\.in_proj_[ab]\.weight$"
 """Projections to one number for each head of a gated delta net: few weights, on whose results
 exponentials depend."""
-KINDS = {kind: rf"\.{kind}_proj\.weight$" for kind in ("k", "v", "down")}
+KINDS = {kind: rf"\.{kind}_proj\.weight$" for kind in ("k", "v", "o", "down")}
 """Matrices of layers that presets give more bits."""
 BUILT_IN = (OUTER, *KINDS.values())
 """Patterns of presets, which need not match a tensor of every model."""

@@ -98,9 +98,7 @@ def allocate(
         )
     weights = sum(math.prod(shape) for shape in shapes.values())
     budget = int(bpw * weights / 8) if bpw is not None else int(nbytes or 0)
-    fixed_bytes = sum(
-        TensorLayout(scheme, tuple(shapes[name])).nbytes for name, scheme in fixed.items()
-    )
+    fixed_bytes = total_bytes(fixed, shapes)
     free = [name for name in shapes if name not in fixed]
     tables = [_table(name, shapes[name], sensitivity) for name in free]
     least = fixed_bytes + sum(table.sizes[0] for table in tables)
@@ -160,9 +158,7 @@ def uniform(
         the choice; None if no pair of schemes fits, or if no matrix of the layers has a choice.
     """
     weights = sum(math.prod(shape) for shape in shapes.values())
-    fixed_bytes = sum(
-        TensorLayout(scheme, tuple(shapes[name])).nbytes for name, scheme in fixed.items()
-    )
+    fixed_bytes = total_bytes(fixed, shapes)
     free = [name for name in shapes if name not in fixed]
     outer = [name for name in free if re.match(OUTER, name)]
     inner = [name for name in free if name not in outer]
@@ -183,6 +179,16 @@ def uniform(
             schemes = {name: chosen[name] for name in free}
             best = Uniform(scheme, outer_scheme, Allocation(schemes, point, front))
     return best
+
+
+def total_bytes(schemes: Mapping[str, Scheme], shapes: Mapping[str, Sequence[int]]) -> int:
+    """Bytes of some tensors.
+
+    Args:
+        schemes: name -> scheme of these tensors.
+        shapes: name -> shape of at least these tensors.
+    """
+    return sum(TensorLayout(scheme, tuple(shapes[name])).nbytes for name, scheme in schemes.items())
 
 
 def _totals(

@@ -6,9 +6,12 @@
     mixed           a scheme for each matrix, chosen as a knapsack problem after the estimates of
                     the layers were scaled to the measured loss of the uniform recipe. The model is
                     rounded by it and measured too.
-    kept            the recipe with the lower KL divergence
+    preset          the largest preset that is named by its size and fits, for recipes of GPTQ,
+                    which is how these presets round. It is measured too, whatever its schemes.
+    kept            the recipe with the lowest KL divergence
 
-If the text has enough windows, rounding and measuring use different windows.
+If the text has enough windows, rounding and measuring use different windows. A preset that is kept
+is rounded anew on all windows, so that its artifact has the integers of the preset itself.
 """
 
 from __future__ import annotations
@@ -23,21 +26,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.core.errors import UsageError
+from edgeq.core.errors import SchemeError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.formats.spill import Spill
 from edgeq.formats.tensor import Tensor
 from edgeq.model.artifact_layout import TensorLayout, file_order, overhead
 from edgeq.model.model import Model
-from edgeq.quant.decoder.allocate import Allocation, Uniform, allocate, uniform
+from edgeq.quant.decoder.allocate import (
+    Allocation,
+    ParetoPoint,
+    Uniform,
+    allocate,
+    total_bytes,
+    uniform,
+)
 from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.losses import mean_divergence
 from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.round_model import rounded_model
+from edgeq.quant.decoder.sensitive_layers import OPTION, SensitiveLayers, find_sensitive_layers
 from edgeq.quant.decoder.sensitivity import Sensitivity, measure_sensitivity, mode_for
+from edgeq.quant.presets import LADDER
 from edgeq.quant.recipe import Recipe
-from edgeq.quant.rules import OUTER, Rule
+from edgeq.quant.rules import BUILT_IN, OUTER, Rule
 
 TARGET_WINDOWS = 8
 """Number of windows on which recipes are measured."""
@@ -50,6 +62,8 @@ FACTOR_RANGE = (0.1, 4.0)
 """Limits on the factor that scales the layers' estimates to a measured recipe."""
 ROOM = 4096
 """Upper bound on the bytes of a quality report and of other metadata in a file."""
+METHOD_OF_PRESETS = "gptq"
+"""The method of the presets of `LADDER`."""
 MIXED = "mixed"
 """Label of the recipe with a scheme for each matrix."""
 SLACK = 256
@@ -67,12 +81,15 @@ class SearchResult:
             weight, estimated KL divergence]; "tried", the measured KL divergence of each recipe in
             nats per token, and "kept", the label of the chosen one; or "not_tried", the reason why
             nothing was measured.
-        tensors: the tensors as rounded by the chosen recipe; None if none was measured.
+        tensors: the tensors as rounded by the chosen recipe; None if none was measured, or if a
+            preset was chosen, which is to be rounded on the whole text.
+        sensitive: the sensitive layers of a preset that was chosen; None if it has no such option.
     """
 
     recipe: Recipe
     about: Mapping[str, Any]
     tensors: Mapping[str, Tensor] | None
+    sensitive: SensitiveLayers | None = None
 
 
 def stored(model: Model) -> Iterator[str]:
@@ -121,6 +138,7 @@ def search_bits(
         )
     search = _Search(model, recipe, progress or (lambda label, done, total: None))
     few: tuple[NDArray[np.int64], ...] = ()
+    whole = calibration
     if calibration is not None:
         calibration, few = _split(calibration)
     if sensitivity is None:
@@ -144,11 +162,20 @@ def search_bits(
             mixed = corrected or mixed
             one = replace(one, allocation=replace(one.allocation, front=mixed.allocation.front))
         trials.measure(mixed)
+        assert whole is not None
+        preset = search.preset(whole)
+        if preset is not None:
+            trials.measure(preset)
         kept = min(trials.nats, key=lambda label: trials.nats[label])
-        best = mixed if one is None or kept == MIXED else one
+        best = next(s for s in (mixed, one, preset) if s is not None and s.label == kept)
         tried = {label: _short(nats) for label, nats in trials.nats.items()}
-        about = _pareto_summary(best.allocation) | {"tried": tried, "kept": kept}
-        return SearchResult(best.recipe, about, trials.tensors[kept])
+        allocation = best.allocation
+        if best is preset:
+            point = replace(allocation.chosen, loss=trials.nats[kept])
+            allocation = replace(allocation, chosen=point, front=mixed.allocation.front)
+        about = _pareto_summary(allocation) | {"tried": tried, "kept": kept}
+        tensors = None if best is preset else trials.tensors[kept]
+        return SearchResult(best.recipe, about, tensors, best.sensitive)
 
 
 def _split(calibration: CalibrationText) -> tuple[CalibrationText, tuple[NDArray[np.int64], ...]]:
@@ -173,26 +200,32 @@ def _scaled(sensitivity: Sensitivity, factor: float) -> Sensitivity:
 
 @dataclass(frozen=True)
 class _Solved:
-    """An allocation, and the recipe with the rules that it gives."""
+    """An allocation, and the recipe with the rules that it gives; of a preset also its layers."""
 
     label: str
     recipe: Recipe
     allocation: Allocation
+    sensitive: SensitiveLayers | None = None
 
 
 class _Search:
     """A model, a recipe with a target, and the matrices whose schemes are free."""
 
     def __init__(self, model: Model, recipe: Recipe, progress: Progress) -> None:
-        self.model, self.recipe, self.progress = model, recipe, progress
+        # a preset's own rules for kinds of matrices are among what is to be chosen
+        options = {key: value for key, value in recipe.options.items() if key != OPTION}
+        self.model, self.recipe, self.progress = model, replace(recipe, options=options), progress
         self.shapes = {name: model.tensors[name].shape for name in file_order(stored(model))}
-        self.own = [rule for rule in recipe.rules if rule.pattern != OUTER]
+        self.own = [rule for rule in recipe.rules if rule.pattern not in BUILT_IN]
         self.fixed = {
             name: recipe.scheme_for(name, shape)
             for name, shape in self.shapes.items()
             if len(shape) != 2 or any(rule.matches(name) for rule in self.own)
         }
         self.free = [name for name in self.shapes if name not in self.fixed]
+        target = recipe.target or {}
+        weights = sum(math.prod(shape) for shape in self.shapes.values())
+        self.budget = int(target["bpw"] * weights / 8 if "bpw" in target else target["bytes"])
 
     def measured(
         self, calibration: CalibrationText, few: Sequence[NDArray[np.int64]], scratch: Path | None
@@ -218,9 +251,7 @@ class _Search:
         self, sensitivity: Sensitivity, label: str, front: tuple[Any, ...] = ()
     ) -> _Solved | None:
         """The best allocation within the recipe's target; None if no uniform recipe fits."""
-        target = self.recipe.target or {}
-        weights = sum(math.prod(shape) for shape in self.shapes.values())
-        budget = room = int(target["bpw"] * weights / 8 if "bpw" in target else target["bytes"])
+        room = self.budget
         while True:
             if label == MIXED:
                 allocation = allocate(sensitivity, self.shapes, self.fixed, nbytes=room)
@@ -231,13 +262,55 @@ class _Search:
                     return None
                 label, allocation, recipe = str(one), one.allocation, self._uniform(one)
             solved = _Solved(label, recipe, allocation)
-            if "bpw" in target:
-                return solved
-            # the whole file must fit, and its metadata depends a little on the choice
             overhead_bytes = self._overhead(solved)
-            if allocation.chosen.nbytes + overhead_bytes <= budget:
+            if allocation.chosen.nbytes + overhead_bytes <= self.budget:
                 return solved
-            room = min(budget - overhead_bytes, room - SLACK)
+            room = min(self.budget - overhead_bytes, room - SLACK)
+
+    def preset(self, calibration: CalibrationText) -> _Solved | None:
+        """The largest preset of `LADDER` within the target; None if there is none that rounds so.
+
+        The user's rules come before those of the preset. Sensitive layers get their own scheme as
+        far as the target allows for them.
+
+        Args:
+            calibration: the whole calibration text, on which sensitive layers are found.
+        """
+        if self.recipe.method != METHOD_OF_PRESETS:
+            return None
+        for name in reversed([*LADDER]):
+            rung = Recipe.named(name)
+            asked = replace(
+                self.recipe, default=rung.default, rules=(*self.own, *rung.rules),
+                options=rung.options,
+            )  # fmt: skip
+            options = {key: value for key, value in rung.options.items() if key != OPTION}
+            recipe = replace(asked, options=options)
+            try:
+                plain = self._solved_by(name, recipe)
+            except SchemeError:  # its groups are longer than the model's rows
+                continue
+            if not self._fits(plain):
+                continue
+            if OPTION not in rung.options:
+                return plain
+            schemes = assigned(self.model, asked)
+            found = find_sensitive_layers(self.model, asked, schemes, calibration, self.progress)
+            full = replace(self._solved_by(name, found.applied(asked)), sensitive=found)
+            return full if self._fits(full) else plain
+        return None
+
+    def _solved_by(self, label: str, recipe: Recipe) -> _Solved:
+        """What a recipe without a target gives to each matrix; its loss is not known yet."""
+        schemes = assigned(self.model, recipe)
+        weights = sum(math.prod(shape) for shape in self.shapes.values())
+        nbytes = total_bytes(schemes, self.shapes)
+        point = ParetoPoint(nbytes, 8 * nbytes / weights, 0.0)
+        free = {name: schemes[name] for name in self.free}
+        return _Solved(label, recipe, Allocation(free, point, ()))
+
+    def _fits(self, solved: _Solved) -> bool:
+        return solved.allocation.chosen.nbytes + self._overhead(solved) <= self.budget
 
     def factor(self, sensitivity: Sensitivity, one: _Solved, nats: float) -> float:
         """The factor that scales the estimates of the layers to the measured loss of a recipe.
@@ -268,8 +341,13 @@ class _Search:
         return replace(self.recipe, default=one.inner, rules=(*self.own, *outer))
 
     def _overhead(self, solved: _Solved) -> int:
-        """Bytes of the file besides the tensors."""
+        """Bytes besides the tensors that count: those of the file, if the target is its size.
+
+        They depend a little on the choice.
+        """
         model, recipe = self.model, solved.recipe
+        if "bytes" not in (recipe.target or {}):
+            return 0
         tensors = {
             name: TensorLayout(scheme, tuple(model.tensors[name].shape))
             for name, scheme in assigned(model, recipe).items()

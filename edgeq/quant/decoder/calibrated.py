@@ -24,8 +24,10 @@ from edgeq.quant.decoder.finished_layers import FinishedLayers, Wanted
 from edgeq.quant.decoder.replay import Replay, ReplayStep
 from edgeq.quant.kernels.products import column_squares, product, row_products, squares
 from edgeq.quant.recipe import Recipe
+from edgeq.quant.rounders.gptq import importance
 from edgeq.quant.rounders.hessian import Hessian
-from edgeq.quant.rounders.qparams import check_finite
+from edgeq.quant.rounders.palette import find_palette
+from edgeq.quant.rounders.qparams import check_finite, group_view
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, quantize_tensor, sqnr_db
 
 EXACT_BITS = 8
@@ -95,7 +97,7 @@ def head_by_gptq(model: Model, schemes: Mapping[str, Scheme], recipe: Recipe) ->
     wanted = recipe.method == "gptq" and recipe.options.get("calibrated_head", False)
     if not wanted or not isinstance(scheme, QuantScheme) or not is_weighted(scheme):
         return None
-    return None if scheme.codebook or scheme.granularity == "tensor" else name
+    return None if scheme.granularity == "tensor" else name
 
 
 def head_name(model: Model) -> str:
@@ -118,7 +120,7 @@ def round_head(
     Args:
         model: the float model, in which the inputs of the head are measured.
         name: name under which the head is stored.
-        scheme: a scheme with groups or channels and without a palette.
+        scheme: a scheme with groups or channels.
         calibration: the windows, of which at most `HEAD_WINDOWS` are used.
         write: writes the rounded head.
         options: options of the method.
@@ -133,10 +135,19 @@ def round_head(
     own = {key: value for key, value in options.items() if key not in REPLAY_OPTIONS}
     tensor, parts = model.tensors[name], []
     n, k = tensor.shape
-    noise = signal = 0.0
-    for start in range(0, n, HEAD_ROWS):
+    pieces = range(0, n, HEAD_ROWS)
+
+    def rows(start: int) -> NDArray[np.float32]:
         w = tensor.rows(start, min(start + HEAD_ROWS, n))
         check_finite(w, name, start)
+        return w
+
+    if scheme.codebook:  # one table for all rows
+        chunks = (group_view(rows(start), scheme) for start in pieces)
+        own["palette"] = find_palette(chunks, scheme, name, importance(hessian.diagonal, scheme))
+    noise = signal = 0.0
+    for start in pieces:
+        w = rows(start)
         parts.append(quantize_tensor(w, scheme, "gptq", name=name, hessian=hessian, **own))
         signal += squares(w)
         noise += squares(w - parts[-1].numpy())
@@ -146,8 +157,9 @@ def round_head(
     joined = {
         part: np.concatenate([getattr(piece, part) for piece in parts])
         for part in part_shapes(scheme, (n, k))
+        if part != "palette"
     }
-    write(name, QuantTensor(scheme, (n, k), **joined))
+    write(name, QuantTensor(scheme, (n, k), **joined, palette=parts[0].palette))
     return sqnr_db(signal, noise)
 
 

@@ -88,6 +88,8 @@ def prepare(
             scratch=scratch, progress=progress,
         )  # fmt: skip
         recipe, provenance["target"], tensors = chosen.recipe, chosen.about, chosen.tensors
+        if chosen.sensitive is not None:
+            provenance[OPTION] = chosen.sensitive.to_dict()
         schemes = assigned(model, recipe)
     if OPTION in recipe.options and data.text is not None and tensors is None:
         found = find_sensitive_layers(model, recipe, schemes, data.text, progress)

@@ -175,9 +175,7 @@ class _Wanted:
         palette: NDArray[np.int8] | None,
     ) -> None:
         self.chunks = [group_view(w[a : a + ROWS], scheme) for a in range(0, len(w), ROWS)]
-        # a weight that no input ever met must not be without any say in its scale
-        live = np.maximum(diagonal, np.float32(1e-6) * diagonal.max() or np.float32(1))
-        self._importance = group_view(live[None], scheme)
+        self._importance = importance(diagonal, scheme)
         if scheme.codebook and palette is None:
             palette = find_palette(self.chunks, scheme, name, self._importance)
         self.grid = Grid(scheme, palette, name)
@@ -197,6 +195,21 @@ class _Wanted:
             chunks, grid.scheme, grid.name, Scratch(),
             importance=self._importance, palette=grid.palette,
         )  # fmt: skip
+
+
+def importance(diagonal: Array, scheme: QuantScheme) -> Groups:
+    """How much a squared error of each weight of a row counts, for scales and palettes.
+
+    Args:
+        diagonal: mean squares of the inputs, float32 [K].
+        scheme: says how rows are cut into groups.
+
+    Returns:
+        float32 [1, G, S]; 0 for padding.
+    """
+    # a weight that no input ever met must not be without any say in its scale
+    live = np.maximum(diagonal, np.float32(1e-6) * diagonal.max() or np.float32(1))
+    return group_view(live[None], scheme)
 
 
 def _segments(

@@ -55,8 +55,23 @@ def test_a_head_by_gptq_gives_better_logits_than_one_by_importance(demo: Model) 
     assert 10 < ratio < 25
 
 
-def test_a_head_in_pieces_is_the_head(demo: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, scheme, windows = head_name(demo), scheme_of("w6-g32"), text(demo)
+def test_a_palette_of_the_head_is_better_than_even_steps(demo: Model) -> None:
+    name, windows = head_name(demo), text(demo)
+    w = demo.tensors[name].numpy()
+    x = np.concatenate(list(calibrated._head_inputs(demo, windows)))
+    lost = []
+    for scheme in ("w3-g32-palette", "w3-g32"):
+        made: dict[str, QuantTensor] = {}
+        round_head(demo, name, scheme_of(scheme), windows, made.__setitem__, options=RUNG.options)
+        lost.append(np.square(x @ (w - made[name].numpy()).T).sum())
+    assert lost[0] < 0.95 * lost[1]
+
+
+@pytest.mark.parametrize("text_form", ["w6-g32", "w3-g32-palette"])
+def test_a_head_in_pieces_is_the_head(
+    text_form: str, demo: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, scheme, windows = head_name(demo), scheme_of(text_form), text(demo)
     assert len(demo.tensors[name].numpy()) <= HEAD_ROWS
     whole: dict[str, QuantTensor] = {}
     parts: dict[str, QuantTensor] = {}
@@ -65,15 +80,18 @@ def test_a_head_in_pieces_is_the_head(demo: Model, monkeypatch: pytest.MonkeyPat
     ratios.append(round_head(demo, name, scheme, windows, parts.__setitem__, options={}))
     np.testing.assert_array_equal(whole[name].packed, parts[name].packed)
     np.testing.assert_array_equal(whole[name].scales, parts[name].scales)
+    np.testing.assert_array_equal(whole[name].numpy(), parts[name].numpy())
+    assert (whole[name].palette is not None) == bool(scheme.codebook)
     assert ratios[0] == pytest.approx(ratios[1])
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])
-def test_only_a_head_of_few_bits_and_plain_codes_is_rounded_so(family: str) -> None:
+def test_only_a_head_of_few_bits_is_rounded_so(family: str) -> None:
     model = random_model(tiny_config(family))
     schemes = assigned(model, RUNG)
     assert head_by_gptq(model, schemes, RUNG) == head_name(model)
-    for scheme in ("w8-channel", "w4-g32-palette", "w4-tensor"):
+    assert head_by_gptq(model, {**schemes, head_name(model): scheme_of("w4-g32-palette")}, RUNG)
+    for scheme in ("w8-channel", "w4-tensor"):
         other = {**schemes, head_name(model): scheme_of(scheme)}
         assert head_by_gptq(model, other, RUNG) is None
     assert head_by_gptq(model, schemes, replace(RUNG, options={})) is None

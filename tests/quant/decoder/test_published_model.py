@@ -22,6 +22,7 @@ from edgeq.quant.decoder.calibrate import CalibrationText, cut_windows
 from edgeq.quant.decoder.losses import EMBEDDING, EVERY, mean_divergence
 from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.sensitivity import measure_sensitivity
+from edgeq.quant.presets import LADDER
 from edgeq.quant.rounders.rounding import quantize_tensor
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.real_models import SMOLLM2, real_model
@@ -124,11 +125,15 @@ def test_bits_for_a_size_are_never_worse_than_one_scheme_for_all(
     found = load_artifact(out)
     weights = [tensor for name, tensor in found.tensors.items() if name != "lm_head.weight"]
     numbers = sum(math.prod(tensor.shape) for tensor in weights)
-    assert 0.99 * bpw < 8 * sum(tensor.nbytes for tensor in weights) / numbers <= bpw
+    bits = 8 * sum(tensor.nbytes for tensor in weights) / numbers
     target = found.provenance["target"]
     tried, kept = target["tried"], target["kept"]
-    assert len(tried) == 2
+    assert bits <= bpw
+    assert bits > 0.99 * bpw or kept in LADDER
+    assert len(tried) == 3
     assert tried[kept] == min(tried.values())
     # there is a scheme for layers near the target, and it is among those that are tried
-    (rival,) = set(tried) - {"mixed"}
+    (rival,) = set(tried) - {"mixed", *LADDER}
     assert rival.startswith({3.5: "w3-", 5.5: "w5-"}[bpw])
+    # and so is the largest preset that fits
+    assert set(tried) & {*LADDER} == {{3.5: "2.75bpw", 5.5: "4.75bpw"}[bpw]}

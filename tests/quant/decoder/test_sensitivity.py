@@ -24,12 +24,13 @@ from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.quant import Recipe
 from edgeq.quant.decoder import bit_search
-from edgeq.quant.decoder.allocate import allocate
+from edgeq.quant.decoder.allocate import allocate, total_bytes
 from edgeq.quant.decoder.calibrate import CalibrationText, model_sha256
 from edgeq.quant.decoder.losses import EMBEDDING, EVERY, candidates
 from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.round_model import rounded_model
 from edgeq.quant.decoder.sensitivity import Sensitivity, measure_sensitivity
+from edgeq.quant.presets import LADDER
 from edgeq.quant.rounders.hessian import Hessian, weighted_error
 from edgeq.quant.rounders.rounding import quantize_tensor
 from tests.families import quantized, random_model, tiny_config
@@ -211,9 +212,8 @@ def test_a_target_is_met_and_beats_uniform_bits(tmp_path: Path) -> None:
     assert tried[rival] == pytest.approx(divergence(again, model), rel=1e-3)
 
 
-def test_bits_that_do_worse_than_one_scheme_for_all_are_not_kept(tmp_path: Path) -> None:
-    model = random_model(tiny_config("llama"))
-    # as if all but a few tensors minded nothing
+def indifferent(model: Model, method: str) -> Sensitivity:
+    """Wrong sensitivities: as if all tensors but those of queries and keys minded nothing."""
     losses = {
         name: {
             str(scheme): 4.0**-scheme.bits if minds and isinstance(scheme, QuantScheme) else 1e-9
@@ -222,7 +222,74 @@ def test_bits_that_do_worse_than_one_scheme_for_all_are_not_kept(tmp_path: Path)
         for name, (_, k) in model.config.linears()
         for minds in ["q_proj" in name or "k_proj" in name]
     }
-    wrong = Sensitivity("kl", "mse", 1, "", model_sha256(model), losses)
+    return Sensitivity("kl", method, 1, "", model_sha256(model), losses)
+
+
+@pytest.mark.parametrize("preset", ["mixed-4.5bpw", "4.75bpw"])
+def test_a_preset_of_the_size_is_written_where_it_is_better(preset: str, tmp_path: Path) -> None:
+    model = random_model(tiny_config("llama", hidden=64, ffn=128, layers=5))
+    calibration = replace(text(), text_sha256="1")
+    rung = quantize(model, tmp_path / "rung.edgeq", "4.75bpw", calibration=calibration)
+    recipe = replace(Recipe.from_options(preset), target={"bpw": rung.bpw})
+    summary = quantize(
+        model, tmp_path / "m.edgeq", recipe, calibration=calibration,
+        sensitivity=indifferent(model, "gptq"),
+    )  # fmt: skip
+    assert summary.target is not None
+    tried, kept = summary.target["tried"], summary.target["kept"]
+    assert len(tried) == 3
+    assert tried["4.75bpw"] == min(tried.values())
+    assert kept == "4.75bpw"
+    assert summary.target["chosen"][0] == sum(t.nbytes for t in summary.tensors)
+    # its integers are those of the preset itself
+    got, want = (load_artifact(tmp_path / f"{name}.edgeq") for name in ("m", "rung"))
+    assert got.provenance["sensitive_layers"] == want.provenance["sensitive_layers"]
+    assert got.tensors.keys() == want.tensors.keys()
+    for name, tensor in want.tensors.items():
+        np.testing.assert_array_equal(got.tensors[name].numpy(), tensor.numpy(), err_msg=name)
+
+
+def test_presets_that_do_not_fit_or_round_otherwise_are_no_rivals(tmp_path: Path) -> None:
+    model = random_model(tiny_config("llama", hidden=64, ffn=128))
+    calibration = replace(text(), text_sha256="1")
+
+    def rivals(preset: str, target: dict[str, float], rules: tuple[str, ...] = ()) -> set[str]:
+        recipe = replace(Recipe.from_options(preset, tensor_types=rules), target=target)
+        found = quantize(
+            model, tmp_path / "m.edgeq", recipe, calibration=calibration,
+            sensitivity=indifferent(model, recipe.method),
+        ).target  # fmt: skip
+        assert found is not None
+        return {label for label in found["tried"] if label.endswith("bpw")}
+
+    bits = {name: 8 * known_bytes(model, Recipe.named(name)) / weights_of(model) for name in LADDER}
+    assert rivals("mixed-4.5bpw", {"bpw": bits["5.5bpw"] + 0.01}) == {"5.5bpw"}
+    assert rivals("mixed-4.5bpw", {"bpw": bits["5.5bpw"] - 0.01}) == {"4.75bpw"}
+    assert rivals("mixed-4.5bpw", {"bpw": bits["2.25bpw"] - 0.01}) == set()
+    assert rivals("w4-g32-mse", {"bpw": bits["5.5bpw"]}) == set()
+    # the user's rules hold in the preset too, and count
+    rule = ("down_proj=f16",)
+    assert rivals("mixed-4.5bpw", {"bpw": bits["5.5bpw"] + 0.01}, rule) < {*LADDER} - {"5.5bpw"}
+    # of the size of a file, what is not tensors takes a part
+    of_tensors = known_bytes(model, Recipe.named("5.5bpw"))
+    assert rivals("mixed-4.5bpw", {"bytes": of_tensors + 100}) < {*LADDER} - {"5.5bpw"}
+    assert rivals("mixed-4.5bpw", {"bytes": 2 * of_tensors + 40_000}) == {"8.5bpw"}
+
+
+def known_bytes(model: Model, recipe: Recipe) -> int:
+    """Bytes of the tensors of an artifact."""
+    shapes = {name: model.tensors[name].shape for name in bit_search.stored(model)}
+    return total_bytes(bit_search.assigned(model, recipe), shapes)
+
+
+def weights_of(model: Model) -> int:
+    """How many weights an artifact holds."""
+    return sum(int(np.prod(model.tensors[name].shape)) for name in bit_search.stored(model))
+
+
+def test_bits_that_do_worse_than_one_scheme_for_all_are_not_kept(tmp_path: Path) -> None:
+    model = random_model(tiny_config("llama"))
+    wrong = indifferent(model, "mse")
     out = tmp_path / "m.edgeq"
     recipe = replace(Recipe.from_options("w4-g32-mse"), target={"bpw": 6.0})
     calibration = replace(text(), text_sha256="1")
