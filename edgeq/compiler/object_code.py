@@ -51,8 +51,9 @@ class CompileTarget:
         )  # fmt: skip
 
 
+@cache
 def host(extra_features: str = "") -> CompileTarget:
-    """This machine's processor.
+    """This machine's processor, which LLVM is asked for once.
 
     Args:
         extra_features: features besides those that LLVM detects.

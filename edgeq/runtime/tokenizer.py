@@ -92,8 +92,8 @@ class Tokenizer:
             for i, token in self._tokenizer.get_added_tokens_decoder().items()
             if token.special or token.content in built.special.values()
         }
-        self._bytes, self._first = _token_table(self._tokenizer, built.document, self._special)
-        self.vocab_size = len(self._bytes)
+        self._table = _TokenTable(self._tokenizer, built.document, self._special)
+        self.vocab_size = self._table.size
 
     def encode(self, text: str, add_bos: bool = True, add_eos: bool | None = None) -> list[int]:
         """Token ids of a text; special tokens written out in it are recognized.
@@ -192,10 +192,8 @@ class Tokenizer:
             token: the id.
             first: it is the first of the text, where the space before a word goes.
         """
-        if not 0 <= token < len(self._bytes):
-            return b""
-        raw = self._bytes[token]
-        return self._first.get(token, raw) if first else raw
+        inner, start = self._table.of(token)
+        return start if first else inner
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -234,36 +232,54 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def _token_table(
-    tokenizer: tokenizers.Tokenizer, document: Mapping[str, Any], special: Collection[int]
-) -> tuple[list[bytes], dict[int, bytes]]:
-    """The bytes of every id, and of those that differ at the start of a text."""
-    steps = _decoder_steps(document.get("decoder"))
-    byte_level = any(step["type"] == "ByteLevel" for step in steps)
-    fallback = any(step["type"] == "ByteFallback" for step in steps)
-    vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-    table = [b""] * (max(vocab.values(), default=-1) + 1)
-    first: dict[int, bytes] = {}
-    stripped = {step.get("content", " ") for step in steps if step["type"] == "Strip"}
-    added = tokenizer.get_added_tokens_decoder()
-    for listed, i in vocab.items():
-        if i in special:
-            continue
-        # an added token as it stands in a normalized text: in some with a space before it
-        token = tokenizer.id_to_token(i) or listed if i in added else listed
-        byte = _BYTE_TOKEN.fullmatch(token) if fallback else None
+class _TokenTable:
+    """The bytes of tokens, each found when it is first asked for: an answer has few of them.
+
+    Attributes:
+        size: one more than the largest id.
+    """
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        document: Mapping[str, Any],
+        special: Collection[int],
+    ) -> None:
+        self._tokenizer, self._special = tokenizer, special
+        self._steps = _decoder_steps(document.get("decoder"))
+        kinds = {step["type"] for step in self._steps}
+        self._byte_level, self._fallback = "ByteLevel" in kinds, "ByteFallback" in kinds
+        self._stripped = {
+            step.get("content", " ") for step in self._steps if step["type"] == "Strip"
+        }
+        self._added = tokenizer.get_added_tokens_decoder()
+        listed = document["model"]["vocab"]  # token -> id, or a list of tokens (Unigram)
+        last = max(listed.values(), default=-1) if isinstance(listed, dict) else len(listed) - 1
+        self.size: int = max([last, *self._added]) + 1
+        self._found: dict[int, tuple[bytes, bytes]] = {}
+
+    def of(self, token: int) -> tuple[bytes, bytes]:
+        """The bytes of an id within a text and at the start of one; none of special and unknown
+        ids."""
+        if token not in self._found:
+            if not 0 <= token < self.size or token in self._special:
+                return b"", b""
+            # an added token as it stands in a normalized text: in some with a space before it
+            name = self._tokenizer.id_to_token(token)
+            if not name and token in self._added:
+                name = self._added[token].content
+            self._found[token] = self._bytes(name or "")
+        return self._found[token]
+
+    def _bytes(self, token: str) -> tuple[bytes, bytes]:
+        byte = _BYTE_TOKEN.fullmatch(token) if self._fallback else None
         if byte:
-            table[i] = bytes((int(byte[1], 16),))
-            if chr(table[i][0]) in stripped:
-                first[i] = b""
-        elif byte_level:
-            table[i] = from_printable(token)
-        else:
-            inner, start = _spaced(token, steps)
-            table[i] = inner.encode()
-            if start != inner:
-                first[i] = start.encode()
-    return table, first
+            raw = bytes((int(byte[1], 16),))
+            return raw, b"" if chr(raw[0]) in self._stripped else raw
+        if self._byte_level:
+            return (from_printable(token),) * 2
+        inner, start = _spaced(token, self._steps)
+        return inner.encode(), start.encode()
 
 
 def _decoder_steps(decoder: Any) -> list[dict[str, Any]]:

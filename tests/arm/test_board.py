@@ -14,6 +14,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
+from edgeq.compiler.object_code import host
 from edgeq.core.cpu import this_cpu
 from edgeq.core.errors import UnsupportedError
 from edgeq.formats.schemes import QuantScheme
@@ -66,8 +67,14 @@ def test_a_kernel_the_board_lacks_cannot_be_forced(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("missing", ["name", "features", "both"])
 def test_kernels_compile_for_a_processor_llvm_knows_nothing_of(
-    missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    missing: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
+    host.cache_clear()
+    request.addfinalizer(host.cache_clear)
+
     def refuse() -> None:
         raise RuntimeError("not on this platform")
 

@@ -145,9 +145,15 @@ def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
     )
 
 
+def _short_texts(library: tokenizers.Tokenizer) -> Iterator[str]:
+    """Texts to try, of which one has tokens; most vocabularies, slow to sort, have the first."""
+    yield from ("a", "1", ".")
+    yield from sorted(library.get_vocab(with_added_tokens=False))[:256]
+
+
 def _frame(library: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the post-processor puts before and after a text that has tokens of its own."""
-    for text in ("a", "1", ".", *sorted(library.get_vocab(with_added_tokens=False))[:256]):
+    for text in _short_texts(library):
         encoded = library.encode(text, add_special_tokens=True)
         own = [i for i, added in enumerate(encoded.special_tokens_mask) if not added]
         if own:
