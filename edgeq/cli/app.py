@@ -25,13 +25,15 @@ EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
 class Commands(UserDict[str, "click.Command | str"]):
     """The commands by name. The module of one is imported when it is asked for, so that a command
-    starts without the others; each is given as the name of its module, in which it has that name
-    too."""
+    starts without the others; each is given as MODULE, in which it has that name too, or as
+    MODULE:FUNCTION."""
 
     def __getitem__(self, name: str) -> click.Command:
         found = self.data[name]
         if isinstance(found, str):
-            found = self.data[name] = getattr(import_module(f"edgeq.cli.{found}"), found)
+            module, _, function = found.partition(":")
+            found = getattr(import_module(f"edgeq.cli.{module}"), function or module)
+            self.data[name] = found
         assert isinstance(found, click.Command)
         return found
 

@@ -8,7 +8,6 @@ from typing import Literal
 
 from edgeq.core.errors import SchemeError, check_type, unknown
 from edgeq.formats.schemes import BITS, FloatScheme, QuantScheme, Scheme, parse_scheme
-from edgeq.quant.observers import OBSERVERS
 
 OUTER = r"^(model\.embed_tokens|lm_head)\."
 """Embedding and head: every output depends on them, so they get 8 bits unless a rule says
@@ -105,5 +104,7 @@ class Activations:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise SchemeError(unknown("mode of activations", str(self.mode), MODES))
+        from edgeq.quant.observers import OBSERVERS  # they compute; the names of rules do not
+
         if self.observer not in ("auto", *OBSERVERS):
             raise SchemeError(unknown("observer", str(self.observer), ("auto", *OBSERVERS)))

@@ -24,8 +24,9 @@ from tests.packaging.conftest import Apps, need_runtimes
 from tests.packaging.kotlin import compiled, need_kotlin
 from tests.packaging.swift import compiled as swift_compiled
 from tests.packaging.swift import need_swift
-from tests.paths import TESTS
+from tests.paths import ROOT, TESTS
 
+TEMPLATES = ROOT / "edgeq" / "packaging" / "templates"
 STUBS = TESTS / "packaging" / "kotlin_stubs"
 
 
@@ -198,3 +199,17 @@ def test_inputs_are_refused_before_the_graph_is_quantized() -> None:
         with pytest.raises(UnsupportedError, match="supports only float32"):
             check(platform, source)
     assert "graph" not in vars(source)
+
+
+def test_language_models_open_alike_in_both_runtimes_for_android() -> None:
+    """An app can take the other runtime's package: the code that opens a model differs in the
+    lines that name the runtime alone."""
+    folder = TEMPLATES / "android" / "model"
+    shared = []
+    for name in ("Genai.kt", "LiteRtLm.kt"):
+        code = (folder / name).read_text("utf-8")
+        start = code.index("        /** The ways to run the model")
+        end = code.index("ModelFiles.install(context, tier.files)")
+        shared.append(code[start:end])
+    assert "fun open(" in shared[0]
+    assert shared[0] == shared[1]
