@@ -91,20 +91,38 @@ def _rung(matrices: str, outer: str, sensitive: str | None = None, **kinds: str)
 
 
 LADDER: Mapping[str, Preset] = {
-    "2.25bpw": _rung("w2-g64-palette", "w3-g32-palette", k="w4-g32-palette", v="w4-g32-palette"),
+    "2.25bpw": _rung(
+        "w2-g64-palette",
+        "w3-g32-palette",
+        "w3-g64-palette",
+        k="w4-g32-palette",
+        v="w4-g32-palette",
+    ),
     "2.75bpw": _rung(
         "w2-g64-palette",
+        "w4-g32-palette",
         "w4-g32-palette",
         k="w4-g32-palette",
         v="w4-g32-palette",
         o="w3-g64-palette",
         down="w3-g64-palette",
     ),
-    "3.25bpw": _rung("w3-g64-palette", "w4-g32-palette", k="w4-g32-palette", v="w4-g32-palette"),
-    "3.75bpw": _rung(
-        "w3-g32-palette", "w4-g32-palette", k="w5-g32", v="w5-g32", down="w4-g64-palette"
+    "3.25bpw": _rung(
+        "w3-g64-palette",
+        "w4-g32-palette",
+        "w4-g32-palette",
+        k="w4-g32-palette",
+        v="w4-g32-palette",
     ),
-    "4.25bpw": _rung("w4-g64", "w5-g32", k="w5-g32", v="w5-g32"),
+    "3.75bpw": _rung(
+        "w3-g32-palette",
+        "w4-g32-palette",
+        "w5-g32",
+        k="w5-g32",
+        v="w5-g32",
+        down="w4-g64-palette",
+    ),
+    "4.25bpw": _rung("w4-g64", "w5-g32", "w5-g32", k="w5-g32", v="w5-g32"),
     "4.75bpw": _rung("w4-g32", "w5-g32", "w6-g32", k="w5-g64", v="w5-g32", down="w5-g32"),
     "5.5bpw": _rung("w5-g32", "w6-g32", v="w6-g32"),
     "6.5bpw": _rung("w6-g32", "w8-channel", v="w8-g32"),
