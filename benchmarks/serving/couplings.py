@@ -7,7 +7,7 @@ that MODEL writes, the chances that the two models choose the same token are com
 distributions, without drawing:
 
     inverse    one random number for a token, through the two cumulative distributions
-    gumbel     a random number for each token of the vocabulary (`edgeq.runtime.sampling`), which
+    race       a random number for each token of the vocabulary (`edgeq.runtime.sampling`), which
                edgeq uses
     rejection  rejection sampling, which accepts as many as any way can
 """
@@ -55,7 +55,7 @@ def distribution(
 def chances(
     large: NDArray[np.float32], small: NDArray[np.float32], params: edgeq.SamplingParams
 ) -> tuple[float, float, float]:
-    """The chances of the same token: by inverse, gumbel and rejection."""
+    """The chances of the same token: by inverse, race and rejection."""
     places = np.zeros((4, large.size))  # where a token's part of [0, 1) begins and ends
     probabilities = np.zeros((2, large.size))
     for number, logits in enumerate((large, small)):
@@ -65,10 +65,10 @@ def chances(
         places[2 * number, ids] = np.cumsum(p) - p
     overlap = np.minimum(places[1], places[3]) - np.maximum(places[0], places[2])
     p, q = probabilities[:, probabilities.any(axis=0)]
-    return float(np.maximum(overlap, 0).sum()), gumbel(p, q), float(np.minimum(p, q).sum())
+    return float(np.maximum(overlap, 0).sum()), race(p, q), float(np.minimum(p, q).sum())
 
 
-def gumbel(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+def race(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
     """The chance of the same token: the sum over i of 1 / sum over j of max(p[j]/p[i], q[j]/q[i]).
 
     Source: Daliri, Musco and Suresh 2024 (arXiv 2408.07978)
@@ -101,7 +101,7 @@ def main() -> None:
             draft = edgeq.load(path)
         options = {"threads": 1, "context": 512}
         with edgeq.Engine(model, **options) as large, edgeq.Engine(draft, **options) as small:
-            print("temperature top-k top-p min-p  inverse  gumbel  rejection")
+            print("temperature top-k top-p min-p  inverse    race  rejection")
             for params in SETTINGS:
                 found = []
                 for seed, prompt in enumerate(PROMPTS):

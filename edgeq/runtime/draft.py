@@ -6,7 +6,7 @@ of them in one pass and accepts those that it would have chosen itself.
 The answer is the same as without a draft model, token for token, at temperature 0 and with
 sampling: each token is sampled from the large model's logits with the random numbers that it would
 have had without a draft. The small model samples its proposals with the same random numbers, one
-for each token of the vocabulary (`edgeq.runtime.sampling.gumbels`), with the same filters,
+for each token of the vocabulary (`edgeq.runtime.sampling.exponentials`), with the same filters,
 penalties, biases and constraint. So the two models usually choose the same token where their
 distributions are similar. A seed therefore gives one answer, however many tokens are drafted.
 

@@ -4,10 +4,11 @@ Logits are changed first: biases, penalties, the mask of a constraint. Then filt
 llama.cpp's order: top-k, top-p, min-p, temperature. They work on candidates sorted by falling
 logit, so that each filter is a count of how many of them stay.
 
-The token is drawn by the Gumbel-max trick: the largest of logit / temperature plus a random number
-that depends on the seed, on how many tokens were drawn before, and on the token's id. Two models
-that draw with the same seed therefore choose the same token wherever their distributions are
-similar, which speculative decoding relies on (`edgeq.runtime.draft`).
+The token is drawn by a race: each candidate arrives at a random time, exponentially distributed
+with its probability as the rate, and the first one is chosen. (In logarithms this is the Gumbel-max
+trick.) A candidate's random number depends on the seed, on how many tokens were drawn before, and
+on its id. Two models that draw with the same seed therefore choose the same token wherever their
+distributions are similar, which speculative decoding relies on (`edgeq.runtime.draft`).
 """
 
 from __future__ import annotations
@@ -250,22 +251,30 @@ def log_probabilities(logits: Logits) -> NDArray[np.float64]:
     return wide - math.log(np.exp(wide).sum())
 
 
-def gumbels(key: np.uint64, ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Numbers of the standard Gumbel distribution, one for each token, independent of each other.
+def exponentials(key: np.uint64, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Numbers of the standard exponential distribution, independent, one for each token.
 
     Args:
         key: 64 random bits.
         ids: token ids [C]; the number of a token does not depend on which others there are.
 
-    Source: Gumbel 1954; the uniform numbers are the outputs with these indices of SplitMix64
-    (Steele et al. 2014) from the state ``key``.
+    Source: the logarithms of uniform numbers, which are the outputs with these indices of
+    SplitMix64 (Steele et al. 2014) from the state ``key``.
     """
-    bits = key + (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits = ids.astype(np.uint64)
+    bits += np.uint64(1)
+    bits *= np.uint64(0x9E3779B97F4A7C15)
+    bits += key
+    bits ^= bits >> np.uint64(30)
+    bits *= np.uint64(0xBF58476D1CE4E5B9)
+    bits ^= bits >> np.uint64(27)
+    bits *= np.uint64(0x94D049BB133111EB)
     bits ^= bits >> np.uint64(31)
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    found: NDArray[np.float64] = -np.log(-np.log(uniform))
+    bits >>= np.uint64(11)
+    uniform = bits.astype(np.float64)
+    uniform += 0.5
+    uniform *= 2.0**-53
+    found: NDArray[np.float64] = -np.log(uniform)
     return found
 
 
@@ -335,11 +344,12 @@ class Sampler:
     def _draw(self, logits: Logits) -> int:
         ids = self.candidates(logits)
         ids = ids[logits[ids] > -np.inf]
-        candidates = logits[ids].astype(np.float64)
+        candidates = logits[ids]
         temperature = max(self.params.temperature, COLDEST)
-        key = self._rng.integers(1 << 64, dtype=np.uint64)  # one for each token
-        scores = (candidates - candidates.max()) / temperature + gumbels(key, ids)
-        return int(ids[scores.argmax()])
+        weights = np.exp((candidates - candidates.max()) / temperature)
+        key = self._rng.integers(1 << 64, dtype=np.uint64)  # another one for each draw
+        with np.errstate(divide="ignore"):  # a token without any weight is never the first
+            return int(ids[(exponentials(key, ids) / weights).argmin()])
 
     def candidates(self, logits: Logits) -> NDArray[np.int64]:
         """Ids that pass top-k, top-p and min-p, by falling logit (by id if all three are off)."""

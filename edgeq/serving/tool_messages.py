@@ -41,7 +41,7 @@ def taught(
     made: list[dict[str, Any]] = []
     before = ""  # role of the message before
     for message in messages:
-        one = {key: message[key] for key in ("role", "content", "name") if key in message}
+        one = {k: v for k, v in message.items() if k not in ("tool_calls", "tool_call_id")}
         if message["role"] == "tool":
             text = f"{_RESULT}{message['content']}{_AFTER}"
             if before == "tool":  # another result of the same answer's calls

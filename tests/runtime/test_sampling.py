@@ -14,7 +14,7 @@ from edgeq.core.errors import FormatError, UsageError
 from edgeq.runtime.sampling import (
     Sampler,
     SamplingParams,
-    gumbels,
+    exponentials,
     log_probabilities,
     min_p_count,
     penalize,
@@ -306,10 +306,12 @@ def _probabilities(logits: np.ndarray, params: dict[str, Any]) -> np.ndarray:
 def test_numbers_of_neighboring_tokens_and_keys_are_independent() -> None:
     ids = np.arange(64)
     rng = np.random.Generator(np.random.PCG64(0))
-    rows = np.array([gumbels(rng.integers(1 << 64, dtype=np.uint64), ids) for _ in range(4000)])
-    near = np.array([gumbels(np.uint64(key), ids) for key in range(4000)])
+    rows = np.array(
+        [exponentials(rng.integers(1 << 64, dtype=np.uint64), ids) for _ in range(4000)]
+    )
+    near = np.array([exponentials(np.uint64(key), ids) for key in range(4000)])
     for numbers in (rows, near):
-        uniform = np.exp(-np.exp(-numbers))
+        uniform = np.exp(-numbers)
         assert abs(uniform.mean() - 0.5) < 0.003
         counts = np.histogram(uniform, 50, (0, 1))[0]
         expected = uniform.size / 50

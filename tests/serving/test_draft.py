@@ -50,6 +50,23 @@ def test_answers_are_the_same(
     assert all(one["timings"]["draft_n_accepted"] <= one["timings"]["draft_n"] for one in found)
 
 
+@pytest.mark.parametrize("more", [{"temperature": 0.7, "seed": 5}, {"temperature": 0},
+                                  {"temperature": 1, "seed": 6, "logprobs": 2,
+                                   "frequency_penalty": 0.5}])  # fmt: skip
+def test_answers_with_prompt_lookup_are_the_same(
+    server: edgeq.Server, more: dict[str, Any]
+) -> None:
+    prompt = "Tom had a red lamp. Lily had a red lamp. Tom had a red"
+    body = {"model": "tale", "prompt": prompt, "max_tokens": 60, **more}
+    alone = ask(server, PATH, body).json["choices"]
+    settings = edgeq.ServerSettings(port=0, parallel=1, lookup=8)
+    models: list[Any] = [("tale", DEMO)]
+    with edgeq.Server(models, settings, context=256, threads=1) as looking:
+        reply = ask(looking, PATH, body).json
+    assert reply["choices"] == alone
+    assert reply["timings"]["draft_n"] > 0
+
+
 def test_the_counters_know_of_drafts(drafting: edgeq.Server, server: edgeq.Server) -> None:
     body = {"model": "tale", "prompt": PROMPTS[0], "max_tokens": 20, "temperature": 0}
     timings = ask(drafting, PATH, body).json["timings"]

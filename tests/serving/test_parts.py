@@ -55,6 +55,18 @@ def test_thought_is_told_apart(size: int) -> None:
         (HERMES, f"<tool_call>\n{CALL}", "", [WEATHER]),  # cut short before the mark
         (HERMES, "<tool_call>{no}</tool_call> text", "<tool_call>{no}</tool_call> text", []),
         (HERMES, "No tool is needed < here.", "No tool is needed < here.", []),
+        # Hermes 2 and 3 write the arguments first, and a space after the mark
+        (HERMES, '<tool_call>\n{"arguments": {"city": "Köln {}"}, "name": "weather"}\n'
+                 "</tool_call> ", "", [WEATHER]),
+        (HERMES, f"<think>\n<tool_call>{CALL}</tool_call>?\n</think>\n\nNo.", "No.", []),
+        (HERMES, f"<think>\nHm.</think><tool_call>{CALL}</tool_call>Then:"
+                 f"<tool_call>{CALL}</tool_call>.", "Then:.", [WEATHER, WEATHER]),
+        (HERMES, f"<tool_call>{CALL[:-1]}</tool_call><tool_call>{CALL}</tool_call>",
+         f"<tool_call>{CALL[:-1]}</tool_call>", [WEATHER]),
+        (HERMES, "<tool_call>" + '{"a":' * 3000 + "</tool_call>",
+         "<tool_call>" + '{"a":' * 3000 + "</tool_call>", []),
+        (HERMES, '<tool_call>{"name": "weather", "arguments": "{\\"city\\": \\"Köln {}\\"}"}'
+                 "</tool_call>", "", [WEATHER]),
         (LLAMA3, LLAMA_CALL, "", [WEATHER]),
         (LLAMA3, f"  \n{LLAMA_CALL}; {LLAMA_CALL}", "", [WEATHER, WEATHER]),
         (LLAMA3, f"<|python_tag|>{LLAMA_CALL}", "", [WEATHER]),
@@ -67,6 +79,8 @@ def test_thought_is_told_apart(size: int) -> None:
                   '[TOOL_CALLS]weather[CALL_ID]x[ARGS]{"city": "Köln {}"}', "",
          [WEATHER, WEATHER]),
         (MISTRAL, "[TOOL] is no call", "[TOOL] is no call", []),
+        (MISTRAL, f'[TOOL_CALLS] [{CALL[:-1]}, "id": "aB3456789"}}]', "", [WEATHER]),
+        (MISTRAL, f"[TOOL_CALLS] [{CALL}", f"[TOOL_CALLS] [{CALL}", []),
     ],
 )  # fmt: skip
 def test_calls_are_read(

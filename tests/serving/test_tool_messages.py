@@ -86,6 +86,8 @@ def test_tools_are_taught_in_the_system_prompt() -> None:
     assert set(made[2]) == {"role", "content"}
     assert made[2]["content"].count("<tool_call>") == 2
     assert made[3]["content"].index("Sunny.") < made[3]["content"].index("Noon.")
+    thought = [{"role": "assistant", "content": "Hi.", "reasoning_content": "Hm."}]
+    assert taught(thought, [], True) == thought
     system = [{"role": "system", "content": "Be brief."}, *TALK]
     first = taught(system, TOOLS, True)[0]["content"]
     assert first.startswith("Be brief.\n\n")
