@@ -18,13 +18,14 @@ from edgeq.importers.gguf.architecture import MULTIPLIERS, SOFTCAPS, Architectur
 from edgeq.importers.gguf.keys import Keys
 from edgeq.importers.gguf.rope import TensorSource, read_rope
 from edgeq.importers.unread import shown
-from edgeq.model.block import BlockSpec, RopeSpec
+from edgeq.model.block import BlockSpec, DeltaSpec, RopeSpec
 from edgeq.model.config import ModelConfig
 
 _WINDOW = "{arch}.attention.sliding_window"
 _PATTERN = "{arch}.attention.sliding_window_pattern"
 _KV_HEADS = "{arch}.attention.head_count_kv"
 _TAPS = "{arch}.shortconv.l_cache"
+_AHEAD = "{arch}.nextn_predict_layers"
 
 
 def read_config(keys: Keys, family: str, arch: Architecture, source: TensorSource) -> ModelConfig:
@@ -44,7 +45,7 @@ def read_config(keys: Keys, family: str, arch: Architecture, source: TensorSourc
         raise FormatError(
             f"{keys.path} holds a vocabulary and no tensors; give the file with the model's weights"
         )
-    layers = keys.count("{arch}.block_count")
+    layers = keys.count("{arch}.block_count") - layers_ahead(keys, arch)
     if layers > len(source):
         raise FormatError(f"{keys.path} claims {layers} layers and holds {len(source)} tensors")
     hidden, heads = keys.count("{arch}.embedding_length"), keys.count("{arch}.attention.head_count")
@@ -102,11 +103,16 @@ def _read_blocks(
         local = replace(rope, scaling=None)
     window = _window(keys, arch, layers, context)
     where = _window_layers(keys, arch, layers, window)
-    taps = keys.count(_TAPS) if arch.short_conv else None
-    convolution = BlockSpec(mixer="short_conv", rope=None, window=taps) if taps else None
+    other = None
+    if arch.short_conv:
+        other = BlockSpec(mixer="short_conv", rope=None, window=keys.count(_TAPS))
+    elif arch.delta_net:
+        other = _delta_net(keys)
+        interval = keys.count("{arch}.full_attention_interval", 4)
+        attends = [(i + 1) % interval == 0 for i in range(layers)]
     return tuple(
-        convolution
-        if convolution and not attends[i]
+        other
+        if other and not attends[i]
         else BlockSpec(
             norm_before=arch.norm_before,
             norm_after=arch.norm_after,
@@ -114,8 +120,38 @@ def _read_blocks(
             qk_norm_last=arch.qk_norm_last,
             rope=(local if where[i] else rope) if arch.rope_layers(i, layers) else None,
             window=window if where[i] else None,
+            output_gate=arch.output_gate,
         )
         for i in range(layers)
+    )
+
+
+def layers_ahead(keys: Keys, arch: Architecture) -> int:
+    """How many layers of a file guess tokens ahead; they follow the others."""
+    return int(keys.number(_AHEAD, 0)) if arch.delta_net else 0
+
+
+def _delta_net(keys: Keys) -> BlockSpec:
+    """The layers that are gated delta nets; the sections of the rotation are those of pictures."""
+    keys.get("{arch}.rope.dimension_sections")
+    size, key_heads = keys.count("{arch}.ssm.state_size"), keys.count("{arch}.ssm.group_count")
+    heads, width = keys.count("{arch}.ssm.time_step_rank"), keys.count("{arch}.ssm.inner_size")
+    if width != size * heads:
+        raise FormatError(
+            f"{keys.path}: {keys.name('{arch}.ssm.inner_size')} is {width}; it must be "
+            f"{heads} heads of {size}"
+        )
+    if key_heads != heads:
+        raise UnsupportedError(
+            f"{keys.path}: {keys.name('{arch}.ssm.group_count')} is {key_heads} and there are "
+            f"{heads} value heads, which llama.cpp keeps in another order; edgeq reads files with "
+            "as many key heads; import the Hugging Face checkpoint instead"
+        )
+    return BlockSpec(
+        mixer="gated_delta_net",
+        rope=None,
+        window=keys.count("{arch}.ssm.conv_kernel"),
+        delta=DeltaSpec(key_heads=key_heads, value_heads=heads, key_dim=size, value_dim=size),
     )
 
 
