@@ -116,8 +116,8 @@ def results(recorder: TensorRecorder, shape: ModelShape) -> dict[str, Array]:
                 for letter, part in zip("bcx", np.split(inputs, 3, axis=1), strict=True):
                     values[at + letter] = part
         elif i in shape.deltas:
-            for letter, part in _DELTA_PARTS.items():
-                values[at + letter] = graph.product(f"{p}{part}.weight")
+            for step, matrix in _DELTA_PARTS.items():
+                values[at + step] = graph.product(f"{p}{matrix}.weight")
             output = "ssm_out"
         else:
             _attention(graph, shape, i, values)

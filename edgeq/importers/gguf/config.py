@@ -25,6 +25,7 @@ _WINDOW = "{arch}.attention.sliding_window"
 _PATTERN = "{arch}.attention.sliding_window_pattern"
 _KV_HEADS = "{arch}.attention.head_count_kv"
 _TAPS = "{arch}.shortconv.l_cache"
+_SECTIONS = "{arch}.rope.dimension_sections"
 _AHEAD = "{arch}.nextn_predict_layers"
 
 
@@ -45,7 +46,14 @@ def read_config(keys: Keys, family: str, arch: Architecture, source: TensorSourc
         raise FormatError(
             f"{keys.path} holds a vocabulary and no tensors; give the file with the model's weights"
         )
-    layers = keys.count("{arch}.block_count") - layers_ahead(keys, arch)
+    ahead = layers_ahead(keys, arch)
+    layers = keys.count("{arch}.block_count") - ahead
+    for layer in range(layers, layers + ahead):
+        if f"blk.{layer}.nextn.eh_proj.weight" not in source:
+            raise FormatError(
+                f"{keys.path}: {keys.name(_AHEAD)} is {ahead}, and tensor "
+                f"blk.{layer}.nextn.eh_proj.weight of a layer that guesses tokens is missing"
+            )
     if layers > len(source):
         raise FormatError(f"{keys.path} claims {layers} layers and holds {len(source)} tensors")
     hidden, heads = keys.count("{arch}.embedding_length"), keys.count("{arch}.attention.head_count")
@@ -108,6 +116,7 @@ def _read_blocks(
         other = BlockSpec(mixer="short_conv", rope=None, window=keys.count(_TAPS))
     elif arch.delta_net:
         other = _delta_net(keys)
+        _check_sections(keys, rope.dim)
         interval = keys.count("{arch}.full_attention_interval", 4)
         attends = [(i + 1) % interval == 0 for i in range(layers)]
     return tuple(
@@ -131,9 +140,27 @@ def layers_ahead(keys: Keys, arch: Architecture) -> int:
     return int(keys.number(_AHEAD, 0)) if arch.delta_net else 0
 
 
+def _check_sections(keys: Keys, dim: int) -> None:
+    """Check that every pair rotates by one of the three axes on which a text has its position.
+
+    The pairs take turns; one past the number of its axis rotates by a fourth, which a text has not.
+    """
+    sections = keys.get(_SECTIONS) or [0]
+    good = isinstance(sections, list) and all(type(n) is int and n >= 0 for n in sections)
+    if good and not any(sections):
+        return
+    if not good or not all(
+        pair % sum(sections) < 3 * [*sections, 0, 0][pair % sum(sections) % 3]
+        for pair in range(dim // 2)
+    ):
+        raise UnsupportedError(
+            f"{keys.path}: {keys.name(_SECTIONS)} is {shown(sections)}, by which not all of "
+            f"{dim // 2} pairs rotate by the position of a text; edgeq computes with it for all"
+        )
+
+
 def _delta_net(keys: Keys) -> BlockSpec:
-    """The layers that are gated delta nets; the sections of the rotation are those of pictures."""
-    keys.get("{arch}.rope.dimension_sections")
+    """The layers that are gated delta nets."""
     size, key_heads = keys.count("{arch}.ssm.state_size"), keys.count("{arch}.ssm.group_count")
     heads, width = keys.count("{arch}.ssm.time_step_rank"), keys.count("{arch}.ssm.inner_size")
     if width != size * heads:

@@ -612,7 +612,9 @@ def test_layers_that_guess_ahead_are_left_out(tmp_path: Path) -> None:
     def change(keys: dict[str, Any]) -> None:
         keys |= {"qwen35.block_count": 4, "qwen35.nextn_predict_layers": 1}
 
-    ahead = {f"blk.3.{name}.weight": np.ones((4, 4), np.float32) for name in ("ffn_up", "attn_k")}
+    ahead = {
+        f"blk.3.{name}.weight": np.ones((4, 4), np.float32) for name in ("ffn_up", "nextn.eh_proj")
+    }
     write(path, model, change, ahead)
     got = load(path)
     assert got.provenance["left_out"] == ["2 tensors of layers that only guess tokens ahead"]
@@ -628,6 +630,16 @@ def test_layers_that_guess_ahead_are_left_out(tmp_path: Path) -> None:
         ({"qwen35.ssm.inner_size": 31}, FormatError, r"inner_size is 31; it must be 4 heads of 8"),
         ({"qwen35.ssm.group_count": 2}, UnsupportedError, "group_count is 2 and there are 4 value"),
         ({"qwen35.full_attention_interval": 2}, FormatError, r"tensor blk\.1\.attn_q.* is missing"),
+        (
+            {"qwen35.nextn_predict_layers": 1},
+            FormatError,
+            r"nextn_predict_layers is 1, and tensor blk\.2\.nextn\.eh_proj\.weight .* is missing",
+        ),
+        (
+            {"qwen35.rope.dimension_sections": [2, 0, 0, 0]},
+            UnsupportedError,
+            r"dimension_sections is \[2, 0, 0, 0\], by which not all of 2 pairs rotate",
+        ),
         ({"qwen35.ssm.conv_kernel": 3}, FormatError, r"ssm_conv1d\.weight has shape \[96, 4\]"),
         ({"qwen35.attention.head_count": 2}, FormatError, r"attn_q\.weight has 96 rows"),
     ],
