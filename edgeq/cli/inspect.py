@@ -81,7 +81,8 @@ def bits_per_weight(nbytes: int, weights: int) -> float:
 
 
 def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool) -> str:
-    from edgeq.model.memory_layout import position_bytes
+    from edgeq.model.block import OTHER_MIXERS
+    from edgeq.model.memory_layout import position_bytes, state_bytes
 
     config = model.config
     weights = sum(math.prod(t["shape"]) for t in tensors)
@@ -89,9 +90,11 @@ def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool
     if config.kv_heads != config.heads:
         heads += f" ({config.kv_heads} for keys and values)"
     attending = sum(block.mixer == "attention" for block in config.blocks)
+    states = sum(state_bytes(config, layer) for layer in range(config.layers))
     layers = f"{config.layers} layers"
-    if attending < config.layers:
-        layers += f" ({config.layers - attending} of them gated short convolutions)"
+    for mixer, kind in OTHER_MIXERS.items():
+        if count := sum(block.mixer == mixer for block in config.blocks):
+            layers += f" ({count} of them {kind})"
     facts = [
         ("model", path.name or str(path)),
         ("family", config.family),
@@ -107,6 +110,7 @@ def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool
             f"{render.human_bytes(attending * position_bytes(config, 4))} in 4 bits, "
             f"{render.human_bytes(attending * position_bytes(config, 16))} in 16 bits",
         ),
+        ("recurrent state", render.human_bytes(states) if states else ""),
         (
             "size",
             f"{render.human_bytes(model.nbytes)}, "

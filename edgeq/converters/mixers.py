@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from edgeq.core.errors import UnsupportedError
+from edgeq.model.block import OTHER_MIXERS
 from edgeq.model.config import ModelConfig
 
 
@@ -55,9 +56,6 @@ class AttentionOnly:
         self.route(name, 0, routing)
 
 
-_KINDS = {"short_conv": "gated short convolutions", "gated_delta_net": "gated delta nets"}
-
-
 def check_attention_only(config: ModelConfig, runtime: str) -> None:
     """Refuse a model with layers that mix positions otherwise than by attention without a gate, or
     that have experts.
@@ -75,7 +73,7 @@ def check_attention_only(config: ModelConfig, runtime: str) -> None:
     if others:
         raise UnsupportedError(
             f"{len(others)} of {config.layers} layers of the model, layer {others[0]} the first, "
-            f"are {_KINDS[config.blocks[others[0]].mixer]} (mixer "
+            f"are {OTHER_MIXERS[config.blocks[others[0]].mixer]} (mixer "
             f"{config.blocks[others[0]].mixer!r}), which edgeq "
             f"does not write for {runtime}; run the model with edgeq's own engine"
         )

@@ -24,6 +24,10 @@ from typing import Any, Literal, get_args
 from edgeq.core.errors import FormatError, UnsupportedError
 
 Mixer = Literal["attention", "short_conv", "gated_delta_net"]
+OTHER_MIXERS: dict[Mixer, str] = {
+    "short_conv": "gated short convolutions", "gated_delta_net": "gated delta nets",
+}  # fmt: skip
+"""What layers are called that have no attention."""
 QKNorm = Literal["head", "all"]
 Score = Literal["softmax", "sigmoid"]
 ScalingKind = Literal["linear", "llama3", "yarn", "longrope", "dynamic"]

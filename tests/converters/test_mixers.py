@@ -11,11 +11,11 @@ from edgeq.converters.options import Options
 from edgeq.converters.targets import TARGETS
 from edgeq.core.errors import UnsupportedError
 from edgeq.model import artifact
-from edgeq.model.block import BlockSpec
+from edgeq.model.block import BlockSpec, DeltaSpec
 from tests.families import quantized, random_model, tiny_config
 
 HOLDING = {"gguf"}
-"""Targets that hold short convolutions."""
+"""Targets that hold short convolutions and gated delta nets."""
 OTHERS = [name for name, target in TARGETS.items() if target.decoder and name not in HOLDING]
 
 
@@ -32,12 +32,10 @@ def test_short_convolutions_are_refused_by_name(name: str, tmp_path: Path) -> No
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", [name for name in TARGETS if TARGETS[name].decoder])
+@pytest.mark.parametrize("name", OTHERS)
 def test_gated_delta_nets_are_refused_by_name(name: str, tmp_path: Path) -> None:
     model = quantized(random_model(tiny_config("qwen3_5")), "w4-g32")
     words = r"2 of 3 layers of the model, layer 0 the first, are gated delta nets"
-    if name in HOLDING:
-        words = "edgeq writes GGUF files of .*; the model is qwen3_5"
     artifact.save(model, tmp_path / "model.edgeq")
     out = tmp_path / f"out{TARGETS[name].output}"
     with pytest.raises(UnsupportedError, match=words):
@@ -52,6 +50,22 @@ def test_gates_on_the_output_of_attention_are_refused_by_name(name: str) -> None
     words = r"1 of 1 layers of the model, layer 0 the first, have attention with an output gate"
     with pytest.raises(UnsupportedError, match=words):
         TARGETS[name].decoder_target().check(model, Options())
+
+
+def test_gguf_holds_gated_delta_nets_of_as_many_key_heads_in_regular_places() -> None:
+    gguf = TARGETS["gguf"].decoder_target()
+    sizes = {"key_heads": 4, "value_heads": 4, "key_dim": 16, "value_dim": 16}
+    gguf.check(random_model(tiny_config("qwen3_5", delta=DeltaSpec(**sizes))), Options())
+    for wrong in ({"value_heads": 8}, {"key_dim": 8}):
+        model = random_model(tiny_config("qwen3_5", delta=DeltaSpec(**(sizes | wrong))))
+        with pytest.raises(UnsupportedError, match="qwen35 computes with another gated delta net"):
+            gguf.check(model, Options())
+    irregular = {"delta": DeltaSpec(**sizes), "delta_layers": (False, True, True)}
+    with pytest.raises(UnsupportedError, match="another gated delta net"):
+        gguf.check(random_model(tiny_config("qwen3_5", **irregular)), Options())
+    plain = tiny_config("qwen3_5", delta_layers=(False, False, False), output_gate=False)
+    with pytest.raises(UnsupportedError, match="another output gate than"):
+        gguf.check(random_model(plain), Options())
 
 
 def test_gguf_has_one_number_of_taps() -> None:

@@ -245,3 +245,38 @@ def test_tensors_of_a_short_convolution() -> None:
     assert not any(name.startswith("self_attn.") for name in own)
     assert {"input_layernorm.weight", "mlp.down_proj.weight"} < own.keys()
     assert (config.mix_width, tiny_config("lfm2", hidden=60).mix_width) == (48, 60)
+
+
+def test_gated_delta_nets_are_described_and_read_back() -> None:
+    config = tiny_config("qwen3_5")
+    data = json.loads(json.dumps(config.to_dict()))
+    assert ModelConfig.from_dict(data) == config
+    delta = config.blocks[0].delta
+    assert delta is not None
+    assert (delta.channels, delta.values, delta.group) == (2 * 10 + 54, 54, 3)
+    assert config.mix_width == 54
+    shapes = dict((*config.linears(), *config.floats()))
+    assert shapes["model.layers.0.linear_attn.in_proj_qkv.weight"] == (74, 44)
+    assert shapes["model.layers.0.linear_attn.conv1d.weight"] == (74, 1, 4)
+    assert shapes["model.layers.0.linear_attn.A_log"] == (6,)
+    assert shapes["model.layers.2.self_attn.g_proj.weight"] == (48, 44)
+    # what older versions do not know is written only where it is needed
+    plain = tiny_config("llama").to_dict()["blocks"][0]
+    assert not plain.keys() & {"delta", "output_gate"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"delta": None}, "delta is None and mixer 'gated_delta_net'"),
+        ({"window": None}, "window is absent; a gated delta net needs it"),
+        ({"output_gate": True}, "output_gate is True; a gated delta net has none"),
+        ({"qk_norm": "head"}, "qk_norm is 'head'; a gated delta net has none"),
+        ({"mixer": "attention"}, "delta is DeltaSpec.* and mixer 'attention'"),
+        ({"output_gate": 1}, "output_gate is 1; it must be true or false"),
+    ],
+    ids=str,
+)
+def test_gated_delta_nets_that_cannot_be(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(FormatError, match=words):
+        replace(tiny_config("qwen3_5").blocks[0], **change)

@@ -215,6 +215,9 @@ def _write_tensor(model: Model, placed: Placed, file: BinaryIO) -> None:
         factors = factor_tensors(full_rope(model.config))[placed.entry.name]
         file.write(factors.astype("<f4").tobytes())
         return
+    if placed.by_head:
+        _write_by_head(model, placed, file)
+        return
     for name, height, heads in zip(placed.names, placed.rows, placed.heads, strict=True):
         tensor = model.tensors[name]
         n = tensor.shape[0]
@@ -231,6 +234,16 @@ def _write_tensor(model: Model, placed: Placed, file: BinaryIO) -> None:
             file.write(np.ascontiguousarray(raw).data)
             release(tensor)
         file.write(bytes((height - n) * (placed.entry.nbytes // placed.entry.shape[0])))
+
+
+def _write_by_head(model: Model, placed: Placed, file: BinaryIO) -> None:
+    """Tensors of as many rows, the first head of each, then the second of each, and so on."""
+    size = placed.rows[0] // placed.by_head
+    for head in range(placed.by_head):
+        for name in placed.names:
+            raw = _encoded(model, name, placed.entry, head * size, (head + 1) * size)
+            file.write(np.ascontiguousarray(raw).data)
+            release(model.tensors[name])
 
 
 def _encoded(model: Model, name: str, entry: TensorEntry, a: int, b: int) -> NDArray[Any]:
@@ -256,7 +269,9 @@ def _encoded(model: Model, name: str, entry: TensorEntry, a: int, b: int) -> NDA
 def _adjusted(model: Model, name: str, tensor: Tensor, a: int, b: int) -> Tensor | NDArray[Any]:
     """Floating-point rows, with norms as llama.cpp stores them."""
     c = model.config
-    if not name.endswith("norm.weight"):
+    if name.endswith("linear_attn.A_log"):
+        return -np.exp(tensor.rows(a, b).astype(np.float64)).astype(np.float32)
+    if not name.endswith("norm.weight") or name.endswith("linear_attn.norm.weight"):
         return (
             FloatTensor(tensor.dtype, tensor.data[a:b])
             if isinstance(tensor, FloatTensor)

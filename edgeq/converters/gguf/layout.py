@@ -60,12 +60,15 @@ class Placed:
         names: our tensors.
         rows: rows each takes, padding included.
         heads: how many heads each has whose rows are interleaved, or 0.
+        by_head: how many heads the tensors have that follow one another head by head; 0 where the
+            tensors follow one another as wholes.
     """
 
     entry: TensorEntry
     names: tuple[str, ...]
     rows: tuple[int, ...]
     heads: tuple[int, ...]
+    by_head: int = 0
 
 
 def check_family(model: Model) -> None:
@@ -132,6 +135,11 @@ def check_family(model: Model) -> None:
             [int(block.experts is not None) for block in c.blocks] if c.experts else None,
         ),
         "number of taps of short convolutions": (len(taps) != int(arch.short_conv), taps),
+        "output gate": (
+            {block.output_gate for block in attending} - {arch.output_gate} != set(),
+            not arch.output_gate,
+        ),
+        "gated delta net": (_foreign_deltas(c), [block.delta for block in c.blocks]),
     }
     for name, (is_wrong, value) in wrong.items():
         if is_wrong:
@@ -144,6 +152,28 @@ def check_family(model: Model) -> None:
             f"the model has biases on {', '.join(foreign)}, and llama.cpp's {arch.name} has none "
             "there"
         )
+
+
+def _foreign_deltas(c: ModelConfig) -> bool:
+    """Whether llama.cpp computes other gated delta nets, or in other layers.
+
+    Its keys and values have one size. Where a key head serves several value heads, its order of
+    these is another one, which edgeq does not write.
+    """
+    blocks = {block for block in c.blocks if block.delta}
+    if not architecture(c).delta_net:
+        return bool(blocks)
+    sizes = [block.delta for block in blocks if block.delta]
+    fit = all(d.key_heads == d.value_heads and d.key_dim == d.value_dim for d in sizes)
+    return len(blocks) != 1 or not fit or _attention_interval(c) is None
+
+
+def _attention_interval(c: ModelConfig) -> int | None:
+    """n if every n-th layer has attention and no other; None if there is no such number."""
+    for n in range(1, c.layers + 1):
+        if all((b.mixer == "attention") == ((i + 1) % n == 0) for i, b in enumerate(c.blocks)):
+            return n
+    return None
 
 
 def architecture(c: ModelConfig) -> Architecture:
@@ -237,9 +267,9 @@ def layout(model: Model) -> list[Placed]:
         kind = _type(model, names, k)
         stacked = len(names) if of_any_expert(names[0])[1] else 0
         entry = TensorEntry(target, kind, (sum(heights), k), stacked)
-        placed.append(
-            Placed(entry, tuple(names), tuple(heights), tuple(_heads(c, n) for n in names))
-        )
+        by_head = c.heads if arch.output_gate and len(names) > 1 else 0
+        heads = tuple(_heads(c, n) for n in names)
+        placed.append(Placed(entry, tuple(names), tuple(heights), heads, by_head))
     vectors = [(n, s) for n, s in c.norms()]
     vectors += [(n, s) for n, s in c.biases() if n in model.tensors]
     vectors += list(c.choice_biases())
@@ -249,6 +279,8 @@ def layout(model: Model) -> list[Placed]:
     for name, (channels, _, taps) in c.convolutions():
         entry = TensorEntry(arch.tensor_name(name), "F32", (channels, taps))
         placed.append(Placed(entry, (name,), (channels,), (0,)))
+    for name, size in c.delta_vectors():
+        placed.append(Placed(TensorEntry(arch.tensor_name(name), "F32", size), (name,), size, (0,)))
     for name, factors in factor_tensors(full_rope(c)).items():
         placed.append(Placed(TensorEntry(name, "F32", factors.shape), (), (), ()))
     return placed
@@ -371,6 +403,8 @@ def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[st
         ours["shortconv.l_cache"] = c.blocks[attends.index(False)].window
     if c.experts is not None:
         ours |= _expert_keys(model, arch)
+    if arch.delta_net:
+        ours |= _delta_keys(c, rope)
     for name in arch.multipliers:
         value = getattr(c, name)
         ours[MULTIPLIERS[name]] = float(1 / value if name == "logit_scale" else value)
@@ -429,3 +463,23 @@ def _foreign_experts(c: ModelConfig, arch: Architecture) -> bool:
         or (experts.score, experts.normalize, experts.scale) != (arch.expert_score, True, 1)
         or experts.choice_bias != (experts.score == "sigmoid")
     )
+
+
+def _delta_keys(c: ModelConfig, rope: RopeSpec) -> dict[str, Any]:
+    """The keys of gated delta nets, and of the sections of a rotation over three axes.
+
+    A text has the same position on all three, so that any sections that fill the rotation do.
+    """
+    block = next(block for block in c.blocks if block.delta)
+    assert block.delta is not None  # for which it was chosen
+    pairs = rope.dim // 2
+    first, second = -(-pairs // 3), -(-(pairs - 1) // 3)
+    return {
+        "ssm.conv_kernel": block.window,
+        "ssm.inner_size": block.delta.values,
+        "ssm.state_size": block.delta.value_dim,
+        "ssm.time_step_rank": block.delta.value_heads,
+        "ssm.group_count": block.delta.key_heads,
+        "full_attention_interval": _attention_interval(c),
+        "rope.dimension_sections": [first, second, pairs - first - second, 0],
+    }

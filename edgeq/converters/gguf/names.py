@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeq.importers.gguf.architecture import Architecture
+from edgeq.importers.lazy import by_head_order
 from edgeq.model.block import (
     B_PROJ,
     C_PROJ,
     CONV_OUT,
+    DELTA_OUT,
     DOWN_PROJ,
+    G_PROJ,
     GATE_PROJ,
+    IN_A,
+    IN_B,
+    IN_QKV,
+    IN_Z,
     K_PROJ,
     O_PROJ,
     Q_PROJ,
@@ -42,6 +52,7 @@ class ModelShape:
         experts: how many a layer has; 0 without.
         expert_ffn, expert_padded: as ``ffn`` and ``padded``, of an expert.
         dense: layers, from the first, without experts in a model that has some.
+        deltas: the layers that are gated delta nets.
     """
 
     arch: Architecture
@@ -60,6 +71,7 @@ class ModelShape:
     expert_ffn: int = 0
     expert_padded: int = 0
     dense: int = 0
+    deltas: frozenset[int] = frozenset()
 
     def parts(self, name: str) -> Iterator[tuple[str, int, int]]:
         """edgeq's matrices in one of the file's: (name, first row, rows without padding)."""
@@ -79,6 +91,15 @@ class ModelShape:
             return 0
         return self.heads if our.endswith("q_proj.weight") else self.kv_heads
 
+    def by_head(self, our: str) -> NDArray[np.intp] | None:
+        """Where the rows of one of edgeq's tensors lie in a tensor that holds several head by
+        head; None where it holds them one after the other."""
+        parts = [Q_PROJ, G_PROJ]
+        part = our.removesuffix(".weight").split(".", 3)[-1]
+        if not self.arch.output_gate or part not in parts:
+            return None
+        return by_head_order(self.heads * self.head_dim, self.heads, parts.index(part), len(parts))
+
     def is_fused(self, one: str, other: str) -> bool:
         """Whether the file stores two parts of a layer, as "mlp.up_proj", in one tensor."""
         names = (self.arch.tensor_name(tensor_name(0, part)) for part in (one, other))
@@ -93,10 +114,15 @@ class ModelShape:
                 for part in (B_PROJ, C_PROJ, X_PROJ):
                     yield tensor_name(i, part), self.hidden, self.hidden
                 yield tensor_name(i, CONV_OUT), -1, -1
+            elif i in self.deltas:
+                for part in (IN_QKV, IN_Z, IN_B, IN_A, DELTA_OUT):
+                    yield tensor_name(i, part), -1, -1
             else:
                 yield tensor_name(i, Q_PROJ), q, q
                 yield tensor_name(i, K_PROJ), kv, kv
                 yield tensor_name(i, V_PROJ), kv, kv
+                if self.arch.output_gate:
+                    yield tensor_name(i, G_PROJ), q, q
                 yield tensor_name(i, O_PROJ), -1, -1
             if self.experts and i >= self.dense:
                 yield tensor_name(i, ROUTER), -1, -1

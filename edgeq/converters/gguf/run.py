@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -204,7 +204,9 @@ def read_weights(path: Path) -> Iterator[StoredWeight]:
         data = file.mapping.array(np.uint8, (height, entry.row_bytes), entry.start)
         for our, first, rows in shape.parts(name):
             whole = data[first : len(data) if rows < 0 else first + rows]
-            heads = shape.interleaved(our)
+            heads, order = shape.interleaved(our), shape.by_head(our)
+            if order is not None:
+                whole = data[order]
             columns = shape.inner(our) if our.endswith("down_proj.weight") else entry.shape[-1]
             step = max(1, _PIECE // columns)
             step = -(-step // 1024) * 1024 if not heads else len(whole)
@@ -385,6 +387,13 @@ def _shape(file: GgufFile) -> ModelShape:
             expert_padded=expert_padded,
             dense=int(keys.get(f"{arch}.leading_dense_block_count", 0)),
             convolutions=frozenset(i for i, heads in enumerate(by_layer) if not heads),
+            deltas=frozenset(_deltas(keys, arch)) if family.gguf.delta_net else frozenset(),
         )
     except (KeyError, TypeError, ValueError) as err:
         raise FormatError(f"the GGUF file has no {err}; was it made by edgeq?") from err
+
+
+def _deltas(keys: Mapping[str, Any], arch: str) -> list[int]:
+    """The layers that are gated delta nets."""
+    interval = int(keys[f"{arch}.full_attention_interval"])
+    return [i for i in range(int(keys[f"{arch}.block_count"])) if (i + 1) % interval]

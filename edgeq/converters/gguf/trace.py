@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgeq.converters.gguf.names import ModelShape
 from edgeq.importers.lazy import half_split_order
-from edgeq.model.block import GATE_PROJ, UP_PROJ, QKNorm
+from edgeq.model.block import G_PROJ, GATE_PROJ, Q_PROJ, UP_PROJ, QKNorm, tensor_name
 
 Array = NDArray[np.float32]
 
@@ -98,6 +98,10 @@ def _copied(tensor: _Tensor) -> Array | None:
     return np.ndarray(shape, np.float32, buffer, 0, strides).copy()
 
 
+_DELTA_PARTS = {"qkv": "attn_qkv", "z": "attn_gate", "beta": "ssm_beta", "decay": "ssm_alpha"}
+"""Results of a gated delta net's products -> the file's names of their matrices."""
+
+
 def results(recorder: TensorRecorder, shape: ModelShape) -> dict[str, Array]:
     """The last pass's results by their names in `decoder`."""
     graph = _Graph(recorder)
@@ -111,14 +115,24 @@ def results(recorder: TensorRecorder, shape: ModelShape) -> dict[str, Array]:
             if inputs is not None:
                 for letter, part in zip("bcx", np.split(inputs, 3, axis=1), strict=True):
                     values[at + letter] = part
+        elif i in shape.deltas:
+            for step, matrix in _DELTA_PARTS.items():
+                values[at + step] = graph.product(f"{p}{matrix}.weight")
+            output = "ssm_out"
         else:
             _attention(graph, shape, i, values)
             output = "attn_output"
-        values[at + "mix"] = graph.into(f"{p}{output}.weight")
+        gated = output == "attn_output" and shape.arch.output_gate
+        values[at + ("gated_mix" if gated else "mix")] = graph.into(f"{p}{output}.weight")
         values[at + "o"] = graph.product(f"{p}{output}.weight")
-        values[at + "attn_post_norm"] = graph.normed(p + "post_attention_norm.weight")
-        values[at + "attn_out"] = _stream(graph, p + "ffn_norm", p + "ffn_up")
-        values[at + "mlp_norm"] = graph.normed(p + "ffn_norm.weight")
+        before = "ffn_norm"
+        if shape.arch.norm_after:
+            values[at + "attn_post_norm"] = graph.normed(p + "post_attention_norm.weight")
+        elif shape.arch.norm_before:
+            norm = tensor_name(i, "post_attention_layernorm")
+            before = shape.arch.tensor_name(norm).removeprefix(p).removesuffix(".weight")
+        values[at + "attn_out"] = _stream(graph, p + before, p + "ffn_up")
+        values[at + "mlp_norm"] = graph.normed(f"{p}{before}.weight")
         values[at + "router"] = graph.product(p + "ffn_gate_inp.weight")
         up = graph.product(p + "ffn_up.weight")
         gate = graph.product(p + "ffn_gate.weight")
@@ -155,6 +169,11 @@ def _attention(graph: _Graph, shape: ModelShape, i: int, values: dict[str, Array
             value: Array | None = fused[:, start : start + rows]
         else:
             value = graph.product(f"{p}attn_{letter}.weight")
+        if letter == "q" and value is not None and shape.arch.output_gate:
+            both = value
+            for name, part in (("q", Q_PROJ), ("g", G_PROJ)):
+                values[at + name] = value = both[:, shape.by_head(tensor_name(i, part))]
+            value = values[at + "q"]
         heads = {"q": shape.heads, "k": shape.kv_heads}.get(letter, 0)
         neighbors = bool(heads) and shape.arch.interleaved
         if value is not None and neighbors:

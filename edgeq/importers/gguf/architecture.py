@@ -102,6 +102,9 @@ class Architecture:
         expert_ffn: a key of its own says the width of an expert.
         leading_dense: a key says how many layers, from the first, have no experts.
         short_conv: layers without key/value heads are gated short convolutions.
+        delta_net: layers are gated delta nets but every n-th, as a key says; the file may hold
+            further layers, which guess tokens ahead.
+        output_gate: attention has an output gate, whose rows lie in q's tensor, head by head.
         scaled_embeddings: embeddings are multiplied by sqrt(hidden).
         query_dim: of layers, hidden, heads and head_dim, the number whose -0.5th power scales
             attention scores.
@@ -140,6 +143,8 @@ class Architecture:
     expert_ffn: bool = False
     leading_dense: bool = False
     short_conv: bool = False
+    delta_net: bool = False
+    output_gate: bool = False
     scaled_embeddings: bool = False
     query_dim: Callable[[int, int, int, int], float] = _head_dim
 
@@ -180,4 +185,6 @@ def _stored(name: str, parts: Mapping[str, str]) -> str:
     if stem in _OUTER:
         return f"{parts.get(stem, _OUTER[stem])}.{end}"
     _, _, layer, part = stem.split(".", 3)
+    if f"{part}.{end}" in parts:  # the name has no usual ending
+        return f"blk.{layer}.{parts[f'{part}.{end}']}"
     return f"blk.{layer}.{parts[of_any_expert(part)[0]]}.{end}"

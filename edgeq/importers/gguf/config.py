@@ -18,7 +18,7 @@ from edgeq.importers.gguf.architecture import MULTIPLIERS, SOFTCAPS, Architectur
 from edgeq.importers.gguf.keys import Keys
 from edgeq.importers.gguf.rope import TensorSource, read_rope
 from edgeq.importers.unread import shown
-from edgeq.model.block import BlockSpec, ExpertsSpec, RopeSpec
+from edgeq.model.block import BlockSpec, DeltaSpec, ExpertsSpec, RopeSpec
 from edgeq.model.config import ModelConfig
 
 _WINDOW = "{arch}.attention.sliding_window"
@@ -29,6 +29,8 @@ _GATING = "{arch}.expert_gating_func"
 _LEADING_DENSE = "{arch}.leading_dense_block_count"
 _GATINGS = {"softmax": 1, "sigmoid": 2}
 """Scores of experts -> llama.cpp's numbers for them."""
+_SECTIONS = "{arch}.rope.dimension_sections"
+_AHEAD = "{arch}.nextn_predict_layers"
 
 
 def read_config(keys: Keys, family: str, arch: Architecture, source: TensorSource) -> ModelConfig:
@@ -48,7 +50,14 @@ def read_config(keys: Keys, family: str, arch: Architecture, source: TensorSourc
         raise FormatError(
             f"{keys.path} holds a vocabulary and no tensors; give the file with the model's weights"
         )
-    layers = keys.count("{arch}.block_count")
+    ahead = layers_ahead(keys, arch)
+    layers = keys.count("{arch}.block_count") - ahead
+    for layer in range(layers, layers + ahead):
+        if f"blk.{layer}.nextn.eh_proj.weight" not in source:
+            raise FormatError(
+                f"{keys.path}: {keys.name(_AHEAD)} is {ahead}, and tensor "
+                f"blk.{layer}.nextn.eh_proj.weight of a layer that guesses tokens is missing"
+            )
     if layers > len(source):
         raise FormatError(f"{keys.path} claims {layers} layers and holds {len(source)} tensors")
     hidden, heads = keys.count("{arch}.embedding_length"), keys.count("{arch}.attention.head_count")
@@ -106,13 +115,20 @@ def _read_blocks(
         local = replace(rope, scaling=None)
     window = _window(keys, arch, layers, context)
     where = _window_layers(keys, arch, layers, window)
-    taps = keys.count(_TAPS) if arch.short_conv else None
     experts = _read_experts(keys, arch, source, layers)
     dense = int(keys.number(_LEADING_DENSE, 0)) if arch.leading_dense else 0
     mixtures = tuple(experts if i >= dense else None for i in range(layers))
+    other = None
+    if arch.short_conv:
+        other = BlockSpec(mixer="short_conv", rope=None, window=keys.count(_TAPS))
+    elif arch.delta_net:
+        other = _delta_net(keys)
+        _check_sections(keys, rope.dim)
+        interval = keys.count("{arch}.full_attention_interval", 4)
+        attends = [(i + 1) % interval == 0 for i in range(layers)]
     return tuple(
-        BlockSpec(mixer="short_conv", rope=None, window=taps, experts=mixtures[i])
-        if taps and not attends[i]
+        replace(other, experts=mixtures[i])
+        if other and not attends[i]
         else BlockSpec(
             norm_before=arch.norm_before,
             norm_after=arch.norm_after,
@@ -121,6 +137,7 @@ def _read_blocks(
             rope=(local if where[i] else rope) if arch.rope_layers(i, layers) else None,
             window=window if where[i] else None,
             experts=mixtures[i],
+            output_gate=arch.output_gate,
         )
         for i in range(layers)
     )
@@ -167,6 +184,53 @@ def _read_experts(
         score=arch.expert_score,
         choice_bias=any(f"blk.{i}.exp_probs_b.bias" in source for i in range(layers)),
         normalize=True,
+    )
+
+
+def layers_ahead(keys: Keys, arch: Architecture) -> int:
+    """How many layers of a file guess tokens ahead; they follow the others."""
+    return int(keys.number(_AHEAD, 0)) if arch.delta_net else 0
+
+
+def _check_sections(keys: Keys, dim: int) -> None:
+    """Check that every pair rotates by one of the three axes on which a text has its position.
+
+    The pairs take turns; one past the number of its axis rotates by a fourth, which a text has not.
+    """
+    sections = keys.get(_SECTIONS) or [0]
+    good = isinstance(sections, list) and all(type(n) is int and n >= 0 for n in sections)
+    if good and not any(sections):
+        return
+    if not good or not all(
+        pair % sum(sections) < 3 * [*sections, 0, 0][pair % sum(sections) % 3]
+        for pair in range(dim // 2)
+    ):
+        raise UnsupportedError(
+            f"{keys.path}: {keys.name(_SECTIONS)} is {shown(sections)}, by which not all of "
+            f"{dim // 2} pairs rotate by the position of a text; edgeq computes with it for all"
+        )
+
+
+def _delta_net(keys: Keys) -> BlockSpec:
+    """The layers that are gated delta nets."""
+    size, key_heads = keys.count("{arch}.ssm.state_size"), keys.count("{arch}.ssm.group_count")
+    heads, width = keys.count("{arch}.ssm.time_step_rank"), keys.count("{arch}.ssm.inner_size")
+    if width != size * heads:
+        raise FormatError(
+            f"{keys.path}: {keys.name('{arch}.ssm.inner_size')} is {width}; it must be "
+            f"{heads} heads of {size}"
+        )
+    if key_heads != heads:
+        raise UnsupportedError(
+            f"{keys.path}: {keys.name('{arch}.ssm.group_count')} is {key_heads} and there are "
+            f"{heads} value heads, which llama.cpp keeps in another order; edgeq reads files with "
+            "as many key heads; import the Hugging Face checkpoint instead"
+        )
+    return BlockSpec(
+        mixer="gated_delta_net",
+        rope=None,
+        window=keys.count("{arch}.ssm.conv_kernel"),
+        delta=DeltaSpec(key_heads=key_heads, value_heads=heads, key_dim=size, value_dim=size),
     )
 
 

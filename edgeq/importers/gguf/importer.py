@@ -24,12 +24,12 @@ from edgeq.formats.schemes import FloatType
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers.gguf.architecture import Architecture, may_be_separate, separate_name
 from edgeq.importers.gguf.blocks import TYPES, quant_rows
-from edgeq.importers.gguf.config import read_config
+from edgeq.importers.gguf.config import layers_ahead, read_config
 from edgeq.importers.gguf.file import GgufFile, open_gguf
 from edgeq.importers.gguf.keys import Keys
 from edgeq.importers.gguf.tokenizer import end_tokens, tokenizer_files
 from edgeq.importers.huggingface.families import GGUF_FAMILIES
-from edgeq.importers.lazy import half_split, half_split_order
+from edgeq.importers.lazy import GatheredRows, by_head_order, half_split, half_split_order
 from edgeq.importers.sentence_modules import pooling_of_gguf
 from edgeq.importers.unread import listed
 from edgeq.model.config import ModelConfig
@@ -117,8 +117,11 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
             config = replace(config, bos=vocabulary.bos, eos=ends)
             files |= pooling_of_gguf(keys.get("{arch}.pooling_type"))
     tensors = _tensors(config, architecture, source)
-    source.check_all_read(config)
-    model = Model(config, tensors, files, {"source": path.name})
+    ahead = source.check_all_read(config, layers_ahead(keys, architecture))
+    provenance: dict[str, Any] = {"source": path.name}
+    if ahead:
+        provenance["left_out"] = [f"{ahead} tensors of layers that only guess tokens ahead"]
+    model = Model(config, tensors, files, provenance)
     model.validate()
     return model
 
@@ -157,19 +160,29 @@ class GgufTensors:
         data = self.file.mapping.array(np.uint8, (n, entry.row_bytes), entry.start)
         return GgufTensor(entry.type, TYPES[entry.type].scheme, (n, k), data.nbytes, data)
 
-    def check_all_read(self, config: ModelConfig) -> None:
+    def check_all_read(self, config: ModelConfig, layers_ahead: int = 0) -> int:
         """Refuse tensors that nothing has read.
+
+        Args:
+            config: of the model.
+            layers_ahead: layers after those of the model, which only guess tokens ahead.
+
+        Returns:
+            How many tensors those layers have.
 
         Raises:
             UnsupportedError: says how many there are, and names the first.
         """
-        left = [name for name in self.file.tensors if name not in self._read]
+        after = tuple(f"blk.{config.layers + i}." for i in range(layers_ahead))
+        unread = [name for name in self.file.tensors if name not in self._read]
+        left = [name for name in unread if not name.startswith(after)] if after else unread
         if left:
             raise UnsupportedError(
                 f"{self.path} holds {len(left)} tensors that edgeq's {config.family} decoder of "
                 f"{config.layers} layers does not use: {listed(left)}; the model that was trained "
                 "with them computes something else than edgeq would"
             )
+        return len(unread)
 
     def part(self, name: str, start: int, stop: int, height: int) -> Tensor:
         """Rows ``start:stop`` of a fused matrix of ``height`` rows."""
@@ -197,6 +210,10 @@ def _tensors(config: ModelConfig, arch: Architecture, source: GgufTensors) -> di
             for name in names:
                 tensors[name] = _alone(name, separate_name(name), config, arch, source)
             continue
+        if arch.output_gate:
+            for number, name in enumerate(names):
+                tensors[name] = _by_head(name, number, len(names), stored, config, source)
+            continue
         height, start = sum(rows[name] for name in names), 0
         for name in names:
             tensors[name] = source.part(stored, start, start + rows[name], height)
@@ -207,10 +224,39 @@ def _tensors(config: ModelConfig, arch: Architecture, source: GgufTensors) -> di
         tensors[name] = _taps(arch.tensor_name(name), source, shape)
     for name, _ in config.choice_biases():
         tensors[name] = source[arch.tensor_name(name)]
+    for name, size in config.delta_vectors():
+        tensors[name] = _delta_vector(name, size, source[arch.tensor_name(name)])
     for name, _ in config.biases():
-        if separate_name(name) in source:
+        if may_be_separate(name) and separate_name(name) in source:
             tensors[name] = _alone(name, separate_name(name), config, arch, source)
     return tensors
+
+
+def _by_head(
+    name: str, number: int, count: int, stored: str, config: ModelConfig, source: GgufTensors
+) -> Tensor:
+    """One of the matrices that a file stores as one, head by head."""
+    whole, n = source[stored], config.heads * config.head_dim
+    if whole.shape[0] != n * count:
+        raise FormatError(
+            f"{source.path}: tensor {stored} has {whole.shape[0]} rows; {name} and others take "
+            f"{n * count}, as the config says"
+        )
+    order = by_head_order(n, config.heads, number, count)
+    if isinstance(whole, GgufTensor):
+        shape = (n, whole.shape[1])
+        return replace(whole, shape=shape, nbytes=whole.nbytes // count, order=order)
+    return GatheredRows(whole, order)
+
+
+def _delta_vector(name: str, size: tuple[int], tensor: Tensor) -> Tensor:
+    """A vector of a gated delta net; files hold -e ** A_log."""
+    if not name.endswith("A_log") or tuple(tensor.shape) != size:
+        return tensor  # of another shape than the config says, which is refused later
+    values = tensor.numpy()
+    if not (values < 0).all():
+        raise FormatError(f"{name} of the file is not below 0, as -e ** A_log is")
+    return FloatTensor("float32", np.log(-values.astype(np.float64)).astype(np.float32))
 
 
 def _taps(stored: str, source: GgufTensors, shape: tuple[int, int, int]) -> Tensor:

@@ -30,7 +30,7 @@ from edgeq.importers import load, shapes
 from edgeq.importers.gguf.file import open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
 from edgeq.model import artifact
-from edgeq.model.block import RopeScaling
+from edgeq.model.block import DeltaSpec, RopeScaling
 from edgeq.model.model import Model
 from tests.conftest import SHARED, need
 from tests.families import FAMILIES, MIXTURES, quantized, random_model, tiny_config
@@ -55,6 +55,9 @@ def config(family: str, **over: Any) -> Any:
         shape |= {"window": None, "window_layers": (), "rope_layers": ()}
     if family == "qwen3_moe":  # llama.cpp gives experts to every layer
         shape |= {"dense_layers": 0}
+    if family == "qwen3_5":  # keys and values of one size, as many heads of each
+        sizes = DeltaSpec(key_heads=4, value_heads=4, key_dim=16, value_dim=16)
+        shape |= {"delta": sizes, "rope_dim": 8}
     return tiny_config(family, **(shape | over))
 
 

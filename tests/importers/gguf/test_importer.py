@@ -21,7 +21,7 @@ from edgeq.importers.gguf.blocks import quant_rows
 from edgeq.importers.gguf.file import TENSOR_TYPES, open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
 from edgeq.importers.huggingface.families import FAMILIES as FAMILY_ROWS
-from edgeq.model.block import RopeScaling, RopeSpec
+from edgeq.model.block import DeltaSpec, RopeScaling, RopeSpec
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.model.rotary import rope_frequencies
@@ -36,7 +36,7 @@ INTERLEAVED = ("llama", "smollm3", "mistral3", "granite", "minicpm", "ernie4_5",
 """Architectures in whose files the rows of q and k are in interleaved order."""
 ARCHITECTURE = {
     "mistral": "llama", "ministral3": "mistral3", "olmo3": "olmo2", "granitemoehybrid": "granite",
-    "hunyuan_v1_dense": "hunyuan-dense",
+    "hunyuan_v1_dense": "hunyuan-dense", "qwen3_5": "qwen35",
 }  # fmt: skip
 """Names of architectures that are not their family's."""
 READ_AS = {"mistral": "llama", "olmo3": "olmo2", "granitemoehybrid": "granite"}
@@ -79,6 +79,23 @@ def joined(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return out
 
 
+def recurrent(arrays: dict[str, NDArray[Any]], heads: int) -> dict[str, NDArray[Any]]:
+    """Qwen 3.5's tensors in the shapes of its checkpoints, as llama.cpp's converter leaves them."""
+    out = {}
+    for name, values in arrays.items():
+        if name.endswith("self_attn.q_proj.weight"):
+            gate = arrays[name.replace("q_proj", "g_proj")]
+            both = [part.reshape(heads, -1, part.shape[1]) for part in (values, gate)]
+            out[name] = np.concatenate(both, axis=1).reshape(-1, values.shape[1])
+        elif name.endswith("A_log"):
+            out[name] = -np.exp(values)
+        elif name.endswith("dt_bias"):
+            out[name.replace("dt_bias", "dt_proj.bias")] = values
+        elif "g_proj" not in name:
+            out[name] = values[:, 0] if name.endswith("conv1d.weight") else values
+    return out
+
+
 def write(
     path: Path,
     model: Model,
@@ -111,7 +128,15 @@ def write(
         keys["attn_logit_softcapping"] = c.attn_softcap
     if c.logit_softcap is not None:
         keys["final_logit_softcapping"] = c.logit_softcap
-    if not all(attends):
+    delta = c.blocks[0].delta
+    if delta is not None:
+        keys |= {
+            "ssm.conv_kernel": windows(c)[0], "ssm.inner_size": delta.values,
+            "ssm.state_size": delta.key_dim, "ssm.time_step_rank": delta.value_heads,
+            "ssm.group_count": delta.key_heads, "full_attention_interval": c.layers,
+            "rope.dimension_sections": [1, 1, 0, 0],
+        }  # fmt: skip
+    elif not all(attends):
         keys["attention.head_count_kv"] = [c.kv_heads if attend else 0 for attend in attends]
         keys["shortconv.l_cache"] = windows(c)[attends.index(False)]
     if rope.scaling and rope.scaling.kind == "linear":
@@ -120,7 +145,9 @@ def write(
     keys = {f"{arch}.{key}": value for key, value in keys.items()}
     arrays = {name: t.numpy() for name, t in model.tensors.items()}
     if c.norm_offset:
-        arrays = {k: v + 1 if "norm" in k else v for k, v in arrays.items()}
+        arrays = {
+            k: v + 1 if "norm" in k and "linear_attn" not in k else v for k, v in arrays.items()
+        }
     if arch in INTERLEAVED:
         for i in range(c.layers):
             for letter, heads in (("q", c.heads), ("k", c.kv_heads)):
@@ -128,6 +155,8 @@ def write(
                 arrays[name] = interleaved(arrays[name], heads, rope.dim)
     if arch == "lfm2":
         arrays = joined(arrays)
+    if arch == "qwen35":
+        arrays = recurrent(arrays, c.heads)
     # of granitemoehybrid the converter splits what is fused before it names the parts
     stored_name = str if arch == "granite" else FAMILY_ROWS[c.family].stored_name
     renamed = {
@@ -206,6 +235,8 @@ def model_of(family: str) -> Model:
         over |= {"rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)}
     elif family == "exaone4":  # whose windows are those of models of 64 layers
         over |= {"window": None, "window_layers": (), "rope_layers": ()}
+    elif family == "qwen3_5":
+        over |= {"delta": DeltaSpec(key_heads=4, value_heads=4, key_dim=8, value_dim=8)}
     elif family == "mistral":  # of the llama architecture, which has no window
         over |= {"window": None}
     return random_model(tiny_config(family, **over))
@@ -220,7 +251,11 @@ def test_architectures_give_the_same_logits(tmp_path: Path, family: str) -> None
     assert got.config.family == READ_AS.get(family, family)
     assert set(got.tensors) == set(model.tensors)
     for name, tensor in model.tensors.items():
-        offset = model.config.norm_offset if "norm" in name else 0.0
+        normed = "norm" in name and "linear_attn" not in name
+        offset = model.config.norm_offset if normed else 0.0
+        if name.endswith("A_log"):
+            np.testing.assert_allclose(got.tensors[name].numpy(), tensor.numpy(), rtol=1e-5)
+            continue
         np.testing.assert_array_equal(got.tensors[name].numpy(), tensor.numpy() + offset, name)
     assert got.config.blocks == model.config.blocks
     tokens = np.arange(11) * 7 % 101
@@ -568,3 +603,52 @@ def test_float_tensors_are_views(tmp_path: Path) -> None:
     assert isinstance(tensor, FloatTensor)
     assert not tensor.data.flags.owndata
     assert "model.layers.0.self_attn.q_proj.bias" in model.tensors
+
+
+def test_layers_that_guess_ahead_are_left_out(tmp_path: Path) -> None:
+    """Files of Qwen 3.5 may hold its multi-token-prediction head as a layer after the others."""
+    model, path = model_of("qwen3_5"), tmp_path / "model.gguf"
+
+    def change(keys: dict[str, Any]) -> None:
+        keys |= {"qwen35.block_count": 4, "qwen35.nextn_predict_layers": 1}
+
+    ahead = {
+        f"blk.3.{name}.weight": np.ones((4, 4), np.float32) for name in ("ffn_up", "nextn.eh_proj")
+    }
+    write(path, model, change, ahead)
+    got = load(path)
+    assert got.provenance["left_out"] == ["2 tensors of layers that only guess tokens ahead"]
+    assert got.config.blocks == model.config.blocks
+    write(path, model, change, ahead | {"blk.4.ffn_up.weight": np.ones((4, 4), np.float32)})
+    with pytest.raises(UnsupportedError, match=r"holds 1 tensors .* does not use: blk\.4\.ffn_up"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "words"),
+    [
+        ({"qwen35.ssm.inner_size": 31}, FormatError, r"inner_size is 31; it must be 4 heads of 8"),
+        ({"qwen35.ssm.group_count": 2}, UnsupportedError, "group_count is 2 and there are 4 value"),
+        ({"qwen35.full_attention_interval": 2}, FormatError, r"tensor blk\.1\.attn_q.* is missing"),
+        (
+            {"qwen35.nextn_predict_layers": 1},
+            FormatError,
+            r"nextn_predict_layers is 1, and tensor blk\.2\.nextn\.eh_proj\.weight .* is missing",
+        ),
+        (
+            {"qwen35.rope.dimension_sections": [2, 0, 0, 0]},
+            UnsupportedError,
+            r"dimension_sections is \[2, 0, 0, 0\], by which not all of 2 pairs rotate",
+        ),
+        ({"qwen35.ssm.conv_kernel": 3}, FormatError, r"ssm_conv1d\.weight has shape \[96, 4\]"),
+        ({"qwen35.attention.head_count": 2}, FormatError, r"attn_q\.weight has 96 rows"),
+    ],
+    ids=str,
+)
+def test_gated_delta_nets_that_do_not_fit(
+    tmp_path: Path, keys: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    path = tmp_path / "model.gguf"
+    write(path, model_of("qwen3_5"), lambda found: found.update(keys))
+    with pytest.raises(error, match=words):
+        load(path)

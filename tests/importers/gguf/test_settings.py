@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError
 from edgeq.importers import load
-from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
+from edgeq.model.block import BlockSpec, DeltaSpec, RopeScaling, RopeSpec
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from tests.conftest import need
@@ -26,7 +26,7 @@ gguf = pytest.importorskip("gguf")
 TOKENS = np.arange(40) * 7 % 101
 ARCHITECTURES = (
     "llama", "mistral3", "qwen2", "qwen3", "gemma3", "gemma2", "phi3", "smollm3", "olmo2",
-    "granite", "minicpm", "exaone4", "hunyuan_v1_dense", "ernie4_5", "glm4", "lfm2",
+    "granite", "minicpm", "exaone4", "hunyuan_v1_dense", "ernie4_5", "glm4", "lfm2", "qwen3_5",
 )  # fmt: skip
 
 
@@ -34,12 +34,13 @@ OWN = {
     "gemma2": {"attn_logit_softcapping", "final_logit_softcapping"},
     "granite": {"logit_scale", "residual_scale", "embedding_scale", "attention.scale"},
     "minicpm": {"logit_scale", "residual_scale", "embedding_scale"},
+    "qwen3_5": {"rope.dimension_sections"},
 }
 """Keys that an architecture has and others refuse, without the name of the architecture."""
 
 
 def short(arch: str) -> str:
-    return {"hunyuan_v1_dense": "hunyuan-dense"}.get(arch, arch)
+    return {"hunyuan_v1_dense": "hunyuan-dense", "qwen3_5": "qwen35"}.get(arch, arch)
 
 
 def model_of(arch: str, **over: Any) -> Model:
@@ -51,6 +52,8 @@ def model_of(arch: str, **over: Any) -> Model:
         plain |= {"attn_scale": 12**-0.5, "window": 5, "window_layers": (True, True, False)}
     if arch == "exaone4":
         plain |= {"window": None, "window_layers": (), "rope_layers": ()}
+    if arch == "qwen3_5":
+        plain["delta"] = DeltaSpec(key_heads=4, value_heads=4, key_dim=8, value_dim=8)
     return random_model(tiny_config(arch, **(plain | over)))
 
 
@@ -265,7 +268,9 @@ def test_longrope_of_architectures_without_it(tmp_path: Path, arch: str) -> None
         load(file_of(tmp_path, arch, tensors=tensors))
 
 
-@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch not in ("phi3", "glm4")])
+@pytest.mark.parametrize(
+    "arch", [arch for arch in ARCHITECTURES if arch not in ("phi3", "glm4", "qwen3_5")]
+)
 def test_heads_that_rotate_in_part(tmp_path: Path, arch: str) -> None:
     with pytest.raises(UnsupportedError, match="dimension_count is 6 and heads have 12"):
         load(file_of(tmp_path, arch, {"{a}.rope.dimension_count": 6}))

@@ -76,7 +76,8 @@ def test_gguf_names_are_those_of_the_gguf_package(name: str) -> None:
     known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[number]}
     config = tiny_config(family.name, tied=arch.tied)
     names = [arch.tensor_name(n) for n, _ in (*config.linears(), *config.floats())]
-    written = {re.sub(r"^blk\.\d+\.", "blk.{bid}.", n.removesuffix(".weight")) for n in names}
+    stems = [re.sub(r"\.(weight|bias)$", "", n) for n in names]
+    written = {re.sub(r"^blk\.\d+\.", "blk.{bid}.", stem) for stem in stems}
     assert written <= known
     fused = "blk.{bid}.attn_qkv" in written
     assert known - written <= OPTIONAL | (SEPARATE if fused else {"blk.{bid}.attn_qkv"})

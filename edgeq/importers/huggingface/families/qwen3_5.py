@@ -6,7 +6,8 @@ has one position a token, so that the three axes of the published rotary setting
 published multi-token-prediction head guesses tokens ahead and takes no part in an answer;
 Transformers leaves it out too.
 
-Source: configuration_qwen3_5.py and modeling_qwen3_5.py of Transformers 5.24.
+Source: configuration_qwen3_5.py and modeling_qwen3_5.py of Transformers 5.24; llama.cpp's
+src/models/qwen35.cpp.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgeq.core.errors import FormatError, UnsupportedError
+from edgeq.importers.gguf.architecture import Architecture
 from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape, sizes
 from edgeq.importers.huggingface.rope import read_rope
 from edgeq.importers.huggingface.values import Values
@@ -134,6 +136,26 @@ FAMILY = Family(
         "mtp.": "multi-token-prediction head, which only guesses tokens ahead",
         "visual.": "vision part",
     },
+    gguf=Architecture(
+        name="qwen35",
+        tensors={
+            "self_attn.g_proj": "attn_q",
+            "post_attention_layernorm": "post_attention_norm",
+            "linear_attn.in_proj_qkv": "attn_qkv",
+            "linear_attn.in_proj_z": "attn_gate",
+            "linear_attn.in_proj_b": "ssm_beta",
+            "linear_attn.in_proj_a": "ssm_alpha",
+            "linear_attn.conv1d": "ssm_conv1d",
+            "linear_attn.norm": "ssm_norm",
+            "linear_attn.out_proj": "ssm_out",
+            "linear_attn.A_log": "ssm_a",
+            "linear_attn.dt_bias": "ssm_dt.bias",
+        },
+        partial_rope=True,
+        qk_norm="head",
+        delta_net=True,
+        output_gate=True,
+    ),
     text_config="text_config",
     prefix="language_model.",
     shapes={
