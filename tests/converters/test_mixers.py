@@ -32,6 +32,15 @@ def test_short_convolutions_are_refused_by_name(name: str, tmp_path: Path) -> No
     assert not out.exists()
 
 
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("family", ["qwen3_moe", "granitemoe"])
+def test_experts_are_refused_by_name(name: str, family: str) -> None:
+    model = quantized(random_model(tiny_config(family)), "w4-g32")
+    words = r"of the model, layer [01] the first, are mixtures of [56] experts"
+    with pytest.raises(UnsupportedError, match=words):
+        TARGETS[name].decoder_target().check(model, Options())
+
+
 def test_gguf_has_one_number_of_taps() -> None:
     config = tiny_config("lfm2")
     longer = BlockSpec(mixer="short_conv", rope=None, window=4)
