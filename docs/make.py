@@ -196,12 +196,15 @@ def targets_of(config: Any, files: Mapping[str, bytes]) -> list[str]:
     scheme = edgeq.parse_scheme("w4-g32")
     config = replace(config, vocab=2048, ffn=1024)  # no target asks for more of these
     tensors: dict[str, Any] = {}
+    alike: dict[tuple[int, int], Any] = {}  # of experts there are thousands of one shape
     for name, shape in config.linears():  # targets look at scales, and not at the codes
-        parts = {
-            part: np.zeros(size, kind) if part == "packed" else np.ones(size, kind)
-            for part, (kind, size) in part_shapes(scheme, shape).items()
-        }
-        tensors[name] = edgeq.QuantTensor(scheme, shape, **parts)
+        if shape not in alike:
+            parts = {
+                part: np.zeros(size, kind) if part == "packed" else np.ones(size, kind)
+                for part, (kind, size) in part_shapes(scheme, shape).items()
+            }
+            alike[shape] = edgeq.QuantTensor(scheme, shape, **parts)
+        tensors[name] = alike[shape]
     for name, size in (*config.floats(), *biases(config)):
         tensors[name] = edgeq.FloatTensor("float32", np.zeros(size, np.float32))
     model = edgeq.Model(config, tensors, files)

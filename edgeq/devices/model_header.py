@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from edgeq.importers import describe
 from edgeq.model.artifact_layout import TensorLayout
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
-from edgeq.quant.rules import HEAD_GATES
+from edgeq.quant.rules import STAY_FLOAT
 
 if TYPE_CHECKING:
     from edgeq.quant.recipe import Recipe
@@ -77,16 +78,32 @@ class ModelFacts:
     @property
     def read_bytes(self) -> int:
         """Bytes of weights that one generated token reads: all, but of an embedding that is not
-        the head too only one row."""
+        the head too only one row, and of experts only the chosen ones."""
+        return self.bytes_read_by(1)
+
+    def bytes_read_by(self, tokens: int) -> int:
+        """Bytes of weights that a pass over some tokens reads, if they choose other experts each.
+
+        At most all weights: a prompt reads each once.
+        """
         table = self.tensors[EMBEDDING].run_bytes
         read = table if self.config.tied else table // self.config.vocab
-        return self.weights_bytes - table + read
+        share = self.config.tokens_share
+        layers = sum(
+            t.run_bytes * min(Fraction(1), tokens * share(name)) for name, t in self.tensors.items()
+        )
+        return int(layers) - table + read
 
     @property
     def token_products(self) -> int:
         """Multiplications of weights that one token of a prompt takes, the head left out."""
-        linears = self.config.linears()
-        return sum(n * k for name, (n, k) in linears if name not in (EMBEDDING, "lm_head.weight"))
+        config = self.config
+        products = sum(
+            n * k * config.tokens_share(name)
+            for name, (n, k) in config.linears()
+            if name not in (EMBEDDING, "lm_head.weight")
+        )
+        return int(products)
 
     @property
     def integer(self) -> bool:
@@ -95,7 +112,8 @@ class ModelFacts:
         inner = [
             t
             for name, t in self.tensors.items()
-            if ".layers." in name and len(t.shape) == 2 and not re.search(HEAD_GATES, name)
+            # routers and the gates of heads are small, and stay floating point
+            if ".layers." in name and len(t.shape) == 2 and not re.search(STAY_FLOAT, name)
         ]
         return all(t.scheme not in floats and t.run_bytes == t.nbytes for t in inner)
 

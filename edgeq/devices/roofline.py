@@ -1,9 +1,9 @@
 """How fast a model would run: a roofline of memory bandwidth and integer throughput.
 
-A generated token reads every weight once, at `DECODE_SHARE` of the memory's read bandwidth, or
-multiplies by them, if that takes longer. Attention reads the cache and multiplies with it, the
-slower of the two counting again. A prompt multiplies every weight of the layers for each token at
-a share of the integer peak, and attends to what came before.
+A generated token reads every weight once, of experts those that it goes through, at `DECODE_SHARE`
+of the memory's read bandwidth, or multiplies by them, if that takes longer. Attention reads the
+cache and multiplies with it, the slower of the two counting again. A prompt multiplies every such
+weight of the layers for each token at a share of the integer peak, and attends to what came before.
 
 Source: Williams, Waterman & Patterson 2009, "Roofline" (doi 10.1145/1498765.1498785). The shares
 and costs are measured with our kernels.
@@ -131,7 +131,8 @@ class Speed:
         seen = sum(positions_seen(config, cached + n) for n in range(tokens))
         attention = self._query_cost * config.heads * config.head_dim * seen
         products = tokens * self._facts.token_products + head + attention
-        reading = self._facts.read_bytes / self._read if self._read else 0.0
+        read = self._facts.bytes_read_by(tokens)
+        reading = read / self._read if self._read else 0.0
         return max(products / self._multiply, reading)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.core.errors import UnsupportedError, unknown
-from edgeq.core.memory import huge_buffer
+from edgeq.core.errors import DoesNotFitError, UnsupportedError, unknown
+from edgeq.core.memory import available_bytes, huge_buffer
 from edgeq.core.progress import Progress
 from edgeq.formats.packing import LANE, TILE, pack, round_up
 from edgeq.formats.schemes import K_BLOCK, QuantScheme, Scheme
@@ -31,6 +31,7 @@ from edgeq.importers.huggingface.config import model_config
 from edgeq.importers.huggingface.families import FAMILIES
 from edgeq.importers.huggingface.family import Family
 from edgeq.importers.huggingface.values import Values
+from edgeq.model.artifact_layout import TensorLayout
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
@@ -93,9 +94,20 @@ def random_model(
 
     Returns:
         A model without tokenizer; activations stay of order one through its layers.
+
+    Raises:
+        DoesNotFitError: the weights take more memory than programs can still have.
     """
     rng = np.random.Generator(np.random.SFC64(seed))
     linears = list(config.linears())
+    need = sum(TensorLayout(schemes(name, shape), shape).nbytes for name, shape in linears)
+    free = available_bytes()
+    if free is not None and need > free:
+        raise DoesNotFitError(
+            f"random weights of this shape take {need / 1e9:.1f} GB of memory and "
+            f"{free / 1e9:.1f} GB are free; choose a smaller shape or fewer bits (--preset), or "
+            "plan for it without weights (edgeq plan --shape)"
+        )
     pool = _Pool(sum(_pool_bytes(schemes(name, shape), shape) for name, shape in linears))
     tensors: dict[str, Tensor] = {}
     for done, (name, (n, k)) in enumerate(linears):
@@ -116,6 +128,8 @@ def random_model(
         # all decays near a half, and norms that scale by one
         value = 1.0 if name.endswith("weight") else 0.0
         tensors[name] = FloatTensor("float32", np.full(length, value, np.float32))
+    for name, count in config.choice_biases():
+        tensors[name] = FloatTensor("float32", np.zeros(count, np.float32))
     for name, size in biases(config):
         tensors[name] = FloatTensor("float32", rng.standard_normal(size, np.float32) / 8)
     return Model(config, tensors, provenance={"source": "random weights", "seed": seed})

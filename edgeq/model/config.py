@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from edgeq.core.errors import FormatError, check_type
@@ -42,6 +43,7 @@ from edgeq.model.block import (
     expert_part,
     is_count,
     is_finite,
+    of_any_expert,
     tensor_name,
 )
 from edgeq.model.block_json import FLAT_KEYS, blocks_from_flat, blocks_from_json, blocks_to_json
@@ -325,6 +327,18 @@ class ModelConfig:
         for name, (n, _) in self.linears():
             if "self_attn" in name:
                 yield name.removesuffix("weight") + "bias", (n,)
+
+    def tokens_share(self, name: str) -> Fraction:
+        """The share of tokens that go through a matrix: all, but of an expert's.
+
+        Example:
+            >>> from edgeq.importers.shapes import shape
+            >>> shape("qwen3-30b-a3b").tokens_share("model.layers.0.mlp.experts.3.up_proj.weight")
+            Fraction(1, 16)
+        """
+        if self.experts is None or not of_any_expert(name)[1]:
+            return Fraction(1)
+        return Fraction(self.experts.chosen, self.experts.count)
 
     @property
     def head_name(self) -> str:

@@ -201,6 +201,10 @@ def macs(config: ModelConfig, tokens: int, past: int) -> int:
         return 0
     sizes = dict(config.linears())
     head = int(np.prod(sizes[config.head_name]))
-    linears = sum(n * k for name, (n, k) in sizes.items() if name.startswith("model.layers."))
+    linears = sum(
+        n * k * config.tokens_share(name)
+        for name, (n, k) in sizes.items()
+        if name.startswith("model.layers.")
+    )
     seen = sum(positions_seen(config, past + t + 1) for t in range(tokens))
-    return tokens * linears + head + 2 * seen * config.heads * config.head_dim
+    return int(tokens * linears) + head + 2 * seen * config.heads * config.head_dim

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeq.core.errors import UnsupportedError
+from edgeq.model.block import ROUTER, tensor_name
 from edgeq.model.memory_layout import BATCH, layer_position_bytes, state_bytes
 from edgeq.model.recording import GroupKind, linear_groups
 from edgeq.profiling.candidates import EngineCandidate
@@ -229,11 +230,23 @@ def _layer_bytes(engine: Engine, layer: int, step: str, cached: int | None) -> i
     if step in ("attention", "short_conv", "delta_net") and cached is not None:
         nbytes = layer_position_bytes(c, layer, engine.kv_bits)
         return c.blocks[layer].positions_seen(cached) * nbytes + state_bytes(c, layer)
+    if step == "router":
+        return engine.model.tensors[tensor_name(layer, ROUTER)].nbytes
+    if step == "experts":  # of a prompt it depends on which experts its tokens go through
+        return None if cached is None else _expert_bytes(engine, layer)
     if step not in _READ_BY:
         return None
     groups = (group for group in linear_groups(c) if group.layer == layer)
     names = next(group.linears for group in groups if group.kind == _READ_BY[step])
     return sum(engine.model.tensors[name].nbytes for name in names)
+
+
+def _expert_bytes(engine: Engine, layer: int) -> int:
+    """Bytes of the experts of a layer that one token goes through."""
+    c, tensors = engine.config, engine.model.tensors
+    groups = (group for group in linear_groups(c) if group.layer == layer)
+    names = (name for group in groups if group.expert is not None for name in group.linears)
+    return int(sum(tensors[name].nbytes * c.tokens_share(name) for name in names))
 
 
 def _ns(work: Callable[[], object]) -> int:

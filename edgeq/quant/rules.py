@@ -15,6 +15,8 @@ otherwise."""
 HEAD_GATES = r"\.linear_attn\.in_proj_[ab]\.weight$"
 """Projections to one number for each head of a gated delta net: few weights, on whose results
 exponentials depend."""
+STAY_FLOAT = rf"{HEAD_GATES}|\.mlp\.router\.weight$"
+"""Small matrices that stay floating point beside quantized ones."""
 KINDS = {kind: rf"\.{kind}_proj\.weight$" for kind in ("k", "v", "o", "down")}
 """Matrices of layers that presets give more bits."""
 BUILT_IN = (OUTER, *KINDS.values())

@@ -276,14 +276,18 @@ class CompiledProgram:
             return 0
         experts = self._model.config.blocks[step.layer].experts
         assert experts is not None  # by which there is such a step
-        bias = self._model.tensors.get(f"model.layers.{step.layer}.{CHOICE_BIAS}")
+        bias = 0
+        if experts.choice_bias:
+            added = self._model.tensors[f"model.layers.{step.layer}.{CHOICE_BIAS}"].numpy()
+            self._memory.scratch_bytes += added.nbytes
+            bias = self._memory.address(added, 4)
         quantized = matrices["kind"].reshape(-1, 3) >= abi.FIRST_QUANT
         record: dict[str, float] = {
             "count": experts.count,
             "chosen": experts.chosen,
             "sigmoid": experts.score == "sigmoid",
             "normalize": experts.normalize,
-            "bias": self._memory.address(bias.numpy(), 4) if bias is not None else 0,
+            "bias": bias,
             "rows": _ROW_NUMBERS["router"],
             "plan": self._plan.ctypes.data,
             "room": sizes.arrays["expert_x"][0],

@@ -52,6 +52,15 @@ def test_gates_on_the_output_of_attention_are_refused_by_name(name: str) -> None
         TARGETS[name].decoder_target().check(model, Options())
 
 
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("family", ["qwen3_moe", "granitemoe"])
+def test_experts_are_refused_by_name(name: str, family: str) -> None:
+    model = quantized(random_model(tiny_config(family)), "w4-g32")
+    words = r"of the model, layer [01] the first, are mixtures of [56] experts"
+    with pytest.raises(UnsupportedError, match=words):
+        TARGETS[name].decoder_target().check(model, Options())
+
+
 def test_gguf_holds_gated_delta_nets_of_as_many_key_heads_in_regular_places() -> None:
     gguf = TARGETS["gguf"].decoder_target()
     sizes = {"key_heads": 4, "value_heads": 4, "key_dim": 16, "value_dim": 16}

@@ -26,7 +26,7 @@ from edgeq.runtime.engine import Engine
 from edgeq.runtime.numpy_backend import IntegerKV, PackedLinear
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import small_checkpoint, story_text
-from tests.families import FAMILIES, quantized, random_model, rounded, tiny_config
+from tests.families import FAMILIES, MIXTURES, quantized, random_model, rounded, tiny_config
 
 SCHEMES = (
     "w4-g32", "w4-g128", "w3-g32", "w2-g16", "w2-g16-asym", "w4-g16-asym", "w8-g16", "w8-g64-asym",
@@ -229,8 +229,10 @@ def test_engine_is_near_the_reference(family: str, kv_bits: Any) -> None:
     with Engine(model, backend="numpy", kv_bits=kv_bits) as engine:
         whole = engine.forward(tokens, all_logits=True)
         kl = kl_divergence(log_softmax(want), log_softmax(whole))
-        # rounded activations cost something, and not much; a cache of 4 bits costs more
-        assert 1e-6 < kl.mean() < (5e-2 if kv_bits == 4 else 4e-3)
+        # rounded activations cost something, and not much; a cache of 4 bits costs more, and most
+        # where it takes tokens past a tie of the router
+        most = 4e-3 if kv_bits > 4 else 0.1 if family in MIXTURES else 5e-2
+        assert 1e-6 < kl.mean() < most
         engine.truncate(10)
         steps = np.stack([engine.forward([t]) for t in tokens[10:]])
         # the same but for float order, which may tip a rounding here and there

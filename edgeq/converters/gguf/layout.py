@@ -132,7 +132,7 @@ def check_family(model: Model) -> None:
         "tied": ((arch.untied and c.tied) or (arch.tied and not c.tied), c.tied),
         "mixture of experts": (
             _foreign_experts(c, arch),
-            [int(block.experts is not None) for block in c.blocks] if c.experts else None,
+            _experts_in_words(c),
         ),
         "number of taps of short convolutions": (len(taps) != int(arch.short_conv), taps),
         "output gate": (
@@ -450,6 +450,19 @@ def _expert_keys(model: Model, arch: Architecture) -> dict[str, Any]:
 def leading_dense(c: ModelConfig) -> int:
     """How many layers there are before the first with experts."""
     return next(i for i, block in enumerate(c.blocks) if block.experts is not None)
+
+
+def _experts_in_words(c: ModelConfig) -> str:
+    """The experts of a model and the layers that have them, for a message."""
+    if c.experts is None:
+        return "none"
+    where = [i for i, block in enumerate(c.blocks) if block.experts is not None]
+    kind = f"{c.experts.score}, {'' if c.experts.normalize else 'not '}divided by their sum"
+    return (
+        f"{c.experts.chosen} of {c.experts.count} ({kind}, times {c.experts.scale:g}, "
+        f"{'with' if c.experts.choice_bias else 'without'} a bias) in {len(where)} of {c.layers} "
+        f"layers from layer {where[0]}"
+    )
 
 
 def _foreign_experts(c: ModelConfig, arch: Architecture) -> bool:

@@ -41,7 +41,7 @@ _MATRICES = 3
 _experts = records(abi.EXPERTS)
 
 
-class Plan(NamedTuple):
+class RowPlan(NamedTuple):
     """Addresses of the parts of the plan."""
 
     chosen: int
@@ -62,7 +62,7 @@ def _plan(spec):
     firsts = tokens + rows
     active = firsts + (spec.count + 1) * _I64
     weights = active + (spec.count + 1) * _I64
-    return Plan(chosen, places, tokens, firsts, active, weights)
+    return RowPlan(chosen, places, tokens, firsts, active, weights)
 
 
 @compiled

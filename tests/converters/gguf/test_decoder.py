@@ -30,7 +30,7 @@ from edgeq.importers import load, shapes
 from edgeq.importers.gguf.file import open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
 from edgeq.model import artifact
-from edgeq.model.block import DeltaSpec, RopeScaling
+from edgeq.model.block import DeltaSpec, ExpertsSpec, RopeScaling
 from edgeq.model.model import Model
 from tests.conftest import SHARED, need
 from tests.families import FAMILIES, MIXTURES, quantized, random_model, tiny_config
@@ -157,6 +157,36 @@ def with_even_zero_points(model: Model) -> Model:
     return replace(model, tensors=tensors)
 
 
+@pytest.mark.parametrize("family", MIXTURES)
+def test_experts_lie_one_after_the_other(family: str, tmp_path: Path) -> None:
+    """In one tensor of three dimensions, as the gguf package reads it; their integers come back."""
+    model = tiny(family)
+    out = made(model, tmp_path)
+    equal, faults = compare_integers(model, lambda: gguf.read_weights(out))
+    assert not faults
+    quant = [n for n, _ in model.config.linears() if not n.endswith("router.weight")]
+    assert len(equal) == len(quant)
+    experts, layer = model.config.experts, model.config.layers - 1
+    assert experts is not None
+    reader = {t.name: t for t in package.GGUFReader(out).tensors}
+    padded = -(-experts.ffn // 32) * 32
+    for part, stored, n, k in (
+        ("gate_proj", "ffn_gate_exps", padded, 64), ("up_proj", "ffn_up_exps", padded, 64),
+        ("down_proj", "ffn_down_exps", 64, padded),
+    ):  # fmt: skip
+        tensor = reader[f"blk.{layer}.{stored}.weight"]
+        assert tuple(tensor.shape) == (k, n, experts.count)
+        values = package.quants.dequantize(tensor.data, tensor.tensor_type)
+        for e in range(experts.count):
+            want = model.tensors[f"model.layers.{layer}.mlp.experts.{e}.{part}.weight"].numpy()
+            got = values.reshape(experts.count, n, k)[e]
+            np.testing.assert_array_equal(got[: want.shape[0], : want.shape[1]], want)
+            assert not got[want.shape[0] :].any()
+            assert not got[:, want.shape[1] :].any()
+    router = reader[f"blk.{layer}.ffn_gate_inp.weight"]
+    assert router.tensor_type.name == "F32"
+
+
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q8_0"])
 def test_blocks_are_the_gguf_package_s(kind: Any) -> None:
     rng = np.random.default_rng(0)
@@ -236,6 +266,15 @@ def test_a_window_llama_cpp_has_not_limits_the_context(tmp_path: Path) -> None:
         ("gemma3", "w4-g32", {"window_layers": (True, False, False)}, "another window than 5"),
         ("gemma3", "w4-g32", {"embed_scale": 3.0}, "another embed_scale"),
         ("phi3", "w4-g32", {"hidden": 96}, "another head_dim"),
+        ("qwen3_moe", "w4-g32", {"dense_layers": 1}, "mixture of experts than 2 of 6 .*2 of 3 lay"),
+        (
+            "qwen3_moe",
+            "w4-g32",
+            {"experts": ExpertsSpec(count=4, chosen=2, ffn=32)},
+            r"mixture of experts than 2 of 4 \(softmax, not divided by their sum",
+        ),
+        ("qwen3_moe", "w4-g32", {"experts": None}, "another mixture of experts than none"),
+        ("lfm2_moe", "w4-g32", {"tied": False}, "another tied than False"),
     ],
 )
 def test_refusals_name_the_tensor_or_feature(

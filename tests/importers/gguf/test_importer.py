@@ -22,6 +22,7 @@ from edgeq.importers.gguf.file import TENSOR_TYPES, open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
 from edgeq.importers.huggingface.families import FAMILIES as FAMILY_ROWS
 from edgeq.model.block import DeltaSpec, RopeScaling, RopeSpec
+from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.model.rotary import rope_frequencies
@@ -32,11 +33,21 @@ from tests.families import FAMILIES, random_model, tiny_config, windows
 gguf = pytest.importorskip("gguf")
 
 TYPE_NAMES = tuple(name for name, _, _ in TENSOR_TYPES.values())
-INTERLEAVED = ("llama", "smollm3", "mistral3", "granite", "minicpm", "ernie4_5", "glm4")
+INTERLEAVED = (
+    "llama",
+    "smollm3",
+    "mistral3",
+    "granite",
+    "minicpm",
+    "ernie4_5",
+    "glm4",
+    "granitemoe",
+)
 """Architectures in whose files the rows of q and k are in interleaved order."""
 ARCHITECTURE = {
     "mistral": "llama", "ministral3": "mistral3", "olmo3": "olmo2", "granitemoehybrid": "granite",
-    "hunyuan_v1_dense": "hunyuan-dense", "qwen3_5": "qwen35",
+    "hunyuan_v1_dense": "hunyuan-dense", "qwen3_5": "qwen35", "qwen3_moe": "qwen3moe",
+    "lfm2_moe": "lfm2moe",
 }  # fmt: skip
 """Names of architectures that are not their family's."""
 READ_AS = {"mistral": "llama", "olmo3": "olmo2", "granitemoehybrid": "granite"}
@@ -48,9 +59,11 @@ def name_of(name: str, arch: str, layers: int) -> str:
     numbers = {text: number for number, text in gguf.MODEL_ARCH_NAMES.items()}
     # in phi3 the gate has no name: it is fused below; older packages do not know smollm3
     for number in (numbers[known] for known in (arch, "llama") if known in numbers):
-        found = gguf.get_tensor_name_map(number, layers).get_name(name, (".weight", ".bias"))
-        if found is not None:
-            return str(found)
+        names = gguf.get_tensor_name_map(number, layers)
+        for known in (name, name.removeprefix("model.")):  # experts of LFM2 are named without it
+            found = names.get_name(known, (".weight", ".bias"))
+            if found is not None:
+                return str(found)
     raise AssertionError(name)
 
 
@@ -96,6 +109,35 @@ def recurrent(arrays: dict[str, NDArray[Any]], heads: int) -> dict[str, NDArray[
     return out
 
 
+def stacked(arrays: dict[str, NDArray[Any]], count: int) -> dict[str, NDArray[Any]]:
+    """The matrices of all experts of a layer as one tensor, as llama.cpp's converter joins them."""
+    out = {}
+    for name, values in arrays.items():
+        before, experts, after = name.partition(".experts.")
+        number, _, part = after.partition(".")
+        if name.endswith(".expert_bias"):
+            out[f"{name}.bias"] = values
+        elif not experts or not number.isdigit():
+            out[name] = values
+        elif number == "0":
+            every = [arrays[f"{before}.experts.{e}.{part}"] for e in range(count)]
+            out[f"{before}.experts.{part}"] = np.stack(every)
+    return out
+
+
+def expert_keys(c: ModelConfig, arch: str) -> dict[str, Any]:
+    """What the converters for Qwen 3, Granite and LFM2 write of experts."""
+    if c.experts is None:
+        return {}
+    keys = {"expert_count": c.experts.count, "expert_used_count": c.experts.chosen}
+    if arch != "granitemoe":
+        keys["expert_feed_forward_length"] = c.experts.ffn
+    if arch == "lfm2moe":
+        dense = sum(block.experts is None for block in c.blocks)
+        keys |= {"expert_gating_func": 2, "leading_dense_block_count": dense}
+    return keys
+
+
 def write(
     path: Path,
     model: Model,
@@ -117,12 +159,13 @@ def write(
     attends = [block.mixer == "attention" for block in c.blocks]
     if window := max(windows(c)[i] or 0 for i in range(c.layers) if attends[i]):
         keys["attention.sliding_window"] = window
-    if arch in ("granite", "minicpm"):
+    keys |= expert_keys(c, arch)
+    if arch in ("granite", "granitemoe", "minicpm"):
         keys |= {
             "embedding_scale": c.embed_scale, "residual_scale": c.residual_scale,
             "logit_scale": 1 / c.logit_scale,
         }  # fmt: skip
-    if arch == "granite":
+    if arch in ("granite", "granitemoe"):
         keys["attention.scale"] = c.attn_scale
     if c.attn_softcap is not None:
         keys["attn_logit_softcapping"] = c.attn_softcap
@@ -153,15 +196,16 @@ def write(
             for letter, heads in (("q", c.heads), ("k", c.kv_heads)):
                 name = f"model.layers.{i}.self_attn.{letter}_proj.weight"
                 arrays[name] = interleaved(arrays[name], heads, rope.dim)
-    if arch == "lfm2":
+    if arch in ("lfm2", "lfm2moe"):
         arrays = joined(arrays)
     if arch == "qwen35":
         arrays = recurrent(arrays, c.heads)
     # of granitemoehybrid the converter splits what is fused before it names the parts
     stored_name = str if arch == "granite" else FAMILY_ROWS[c.family].stored_name
-    renamed = {
-        name_of(stored_name(name), arch, c.layers): values for name, values in arrays.items()
-    }
+    arrays = {stored_name(name): values for name, values in arrays.items()}
+    if c.experts is not None:
+        arrays = stacked(arrays, c.experts.count)
+    renamed = {name_of(name, arch, c.layers): values for name, values in arrays.items()}
     for i in range(c.layers):
         if arch == "glm4":
             gate, up = f"blk.{i}.ffn_gate.weight", f"blk.{i}.ffn_up.weight"
@@ -237,6 +281,8 @@ def model_of(family: str) -> Model:
         over |= {"window": None, "window_layers": (), "rope_layers": ()}
     elif family == "qwen3_5":
         over |= {"delta": DeltaSpec(key_heads=4, value_heads=4, key_dim=8, value_dim=8)}
+    elif family == "qwen3_moe":  # whose layers all have experts
+        over |= {"dense_layers": 0}
     elif family == "mistral":  # of the llama architecture, which has no window
         over |= {"window": None}
     return random_model(tiny_config(family, **over))

@@ -12,7 +12,7 @@ import pytest
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.huggingface.config import read_config
 from edgeq.importers.shapes import SHAPES
-from edgeq.model.block import RopeScaling
+from edgeq.model.block import ExpertsSpec, RopeScaling
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from tests.families import FAMILIES, random_model, tiny_config
@@ -384,6 +384,20 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "torch_dtype": "bfloat16", "transformers_version": "4.57.0.dev0", "use_cache": False,
         "vocab_size": 100278,
     },
+    "Qwen3-30B-A3B": {
+        "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False,
+        "attention_dropout": 0.0, "bos_token_id": 151643, "decoder_sparse_step": 1,
+        "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048,
+        "initializer_range": 0.02, "intermediate_size": 6144, "max_position_embeddings": 40960,
+        "max_window_layers": 48, "mlp_only_layers": [], "model_type": "qwen3_moe",
+        "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32,
+        "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
+        "num_key_value_heads": 4, "output_router_logits": False, "rms_norm_eps": 1e-6,
+        "rope_scaling": None, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001,
+        "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+        "transformers_version": "4.51.0", "use_cache": True, "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
     "LFM2.5-350M": {
         "architectures": ["Lfm2ForCausalLM"], "block_auto_adjust_ff_dim": True, "block_dim": 1024,
         "block_ff_dim": 6656, "block_ffn_dim_multiplier": 1.0, "block_mlp_init_scale": 1.0,
@@ -468,6 +482,14 @@ def test_published_gated_delta_nets(tmp_path: Path) -> None:
     assert [i for i, block in enumerate(config.blocks) if block.delta is None] == [
         3, 7, 11, 15, 19, 23,
     ]  # fmt: skip
+
+
+def test_published_experts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["Qwen3-30B-A3B"]))
+    config = read_config(tmp_path).model
+    experts = ExpertsSpec(count=128, chosen=8, ffn=768, normalize=True)
+    assert {block.experts for block in config.blocks} == {experts}
+    assert config.blocks == SHAPES["qwen3-30b-a3b"].blocks
 
 
 @pytest.mark.parametrize(("name", "ffn"), [("LFM2-1.2B", 8192), ("LFM2.5-350M", 4608)])

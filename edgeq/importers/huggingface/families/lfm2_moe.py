@@ -114,6 +114,7 @@ FAMILY = Family(
         expert_score="sigmoid",
         expert_ffn=True,
         leading_dense=True,
+        tied=True,
     ),
     shapes={
         "lfm2-8b-a1b": sizes(2048, 7168, 24, 32, 8, 65536, 128_000, **_PUBLISHED),

@@ -25,6 +25,11 @@ def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
         switch="followed",
     )  # fmt: skip
     values.read.add("max_window_layers")
+    if values.flag("use_sliding_window") and "sliding_window" not in values.raw:
+        raise FormatError(
+            f"{values.path}: use_sliding_window is true and sliding_window is missing; it must be "
+            "a number of tokens (Transformers assumes 4096)"
+        )
     experts = read_experts(
         values,
         count_of(values, "num_experts", "num_local_experts"),
@@ -70,7 +75,6 @@ FAMILY = Family(
         "num_attention_heads": 32,
         "num_key_value_heads": 4,
         "max_position_embeddings": 32768,
-        "sliding_window": 4096,
         "decoder_sparse_step": 1,
         "moe_intermediate_size": 768,
         "num_experts_per_tok": 8,
