@@ -37,7 +37,7 @@ _CONTAINERS: dict[Kind, Container] = {
 _FILE_TYPES = {
     "F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9,
     "Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30,
-    "MXFP4": 38,
+    "MXFP4": 38, "TQ2_0": 37,
 }  # fmt: skip
 """The type of most bytes -> what llama.cpp calls such a file."""
 
