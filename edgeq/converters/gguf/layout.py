@@ -23,6 +23,7 @@ from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.importers.gguf.architecture import MULTIPLIERS, SOFTCAPS, Architecture
 from edgeq.importers.huggingface.families import FAMILIES
+from edgeq.importers.sentence_modules import gguf_pooling_type
 from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
@@ -343,6 +344,8 @@ def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[st
         local = next(block.rope for block in c.blocks if block.window)
         ours["rope.freq_base_swa"] = float((local or rope).base)
     ours |= rope_keys(rope, arch)
+    if (pooling := gguf_pooling_type(model.files)) is not None:
+        ours["pooling_type"] = pooling
     general = {
         "general.architecture": arch.name,
         "general.name": str(model.provenance.get("source") or c.family),
