@@ -167,6 +167,20 @@ def pooling_of_gguf(pooling_type: object) -> dict[str, bytes]:
     return {POOLING: json.dumps({"pooling_mode": mode}).encode()} if mode else {}
 
 
+def gguf_pooling_type(files: Mapping[str, bytes]) -> int | None:
+    """The ``pooling_type`` of a GGUF file for what a model's files say; None if they say nothing.
+
+    Raises:
+        UnsupportedError, FormatError: as `sentence_modules`.
+
+    Example:
+        >>> gguf_pooling_type({"1_Pooling/config.json": b'{"pooling_mode": "lasttoken"}'})
+        3
+    """
+    pooling = sentence_modules(files).pooling
+    return next((kind for kind, mode in _GGUF.items() if _MODES[mode] == pooling), None)
+
+
 def _listed(files: Mapping[str, bytes], known: bool = True) -> list[tuple[str, str]]:
     """Kind and folder of each module.
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import edgeq
 from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError, UsageError
+from edgeq.importers.gguf.file import open_gguf
 from edgeq.runtime.engine import Engine
 from tests.real_models import MINILM, real_model
 from tests.sentence_models import TEXTS, theirs, write_modules, write_tokenizer
@@ -171,6 +172,19 @@ def test_embedding_gemma(tmp_path: Path) -> None:
     quantized = edgeq.embed(tmp_path / "q.edgeq", short, prompt="", kv_bits=16, threads=1)
     assert float(quantized @ want(short)) > 0.99
     assert not np.array_equal(quantized, edgeq.embed(folder, short, prompt="", kv_bits=16))
+
+
+@pytest.mark.parametrize(("config", "kind"), [(LAST, 3), (MEAN, 1)])
+def test_gguf_says_how_it_is_pooled(tmp_path: Path, config: dict[str, Any], kind: int) -> None:
+    pytest.importorskip("gguf", reason="needs the extra gguf")
+    folder = qwen3(tmp_path)
+    write_modules(folder, config)
+    edgeq.convert(folder, "gguf", tmp_path / "m.gguf", validate=False)
+    keys = open_gguf(tmp_path / "m.gguf").metadata
+    assert keys["qwen3.pooling_type"] == kind
+    assert keys["tokenizer.ggml.add_eos_token"] is True
+    want = edgeq.embed(folder, TEXTS, threads=1)
+    np.testing.assert_allclose(edgeq.embed(tmp_path / "m.gguf", TEXTS, threads=1), want, atol=1e-3)
 
 
 def test_a_prompt_that_is_not_pooled(tmp_path: Path) -> None:

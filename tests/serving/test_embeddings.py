@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 
 import edgeq
 from edgeq.core.errors import UsageError
+from tests.families import random_model, tiny_config
 from tests.paths import DEMO
+from tests.sentence_models import write_tokenizer
 from tests.serving.plain_http import ask, begin, metric
 
 PATH = "/v1/embeddings"
@@ -134,3 +137,23 @@ def test_conversations_are_kept() -> None:
         ask(server, PATH, {"input": TEXTS})
         usage = ask(server, "/v1/completions", body).json["usage"]
     assert usage["prompt_tokens_details"]["cached_tokens"] >= usage["prompt_tokens"] - 1
+
+
+def test_a_model_that_sees_both_ways(tmp_path: Path) -> None:
+    """A text of several batches is run as a whole, and the model answers no chat."""
+    write_tokenizer(tmp_path, "<bos> $A <eos>")
+    config = tiny_config("gemma3", vocab=300, context=400)
+    blocks = tuple(replace(block, causal=False) for block in config.blocks)
+    model = random_model(replace(config, blocks=blocks))
+    files = {name: (tmp_path / name).read_bytes() for name in ("tokenizer.json",)}
+    edgeq.save(edgeq.Model(model.config, model.tensors, files), tmp_path / "g.edgeq")
+    texts = ["a dog, " * 40, "Once"]
+    want = edgeq.embed(tmp_path / "g.edgeq", texts, pooling="mean", threads=1, context=300)
+    settings = edgeq.ServerSettings(port=0, pooling="mean")
+    with edgeq.Server([("g", tmp_path / "g.edgeq")], settings, context=300, threads=1) as made:
+        data = ask(made, PATH, {"input": texts}).json["data"]
+        got = np.array([one["embedding"] for one in data], np.float32)
+        assert np.array_equal(got, want)
+        assert ask(made, PATH, {"input": "a" * 400}).code == "context_length_exceeded"
+        refused = ask(made, "/v1/completions", {"prompt": "Once"})
+        assert "cannot generate text" in refused.json["error"]["message"]

@@ -1,8 +1,9 @@
 """Blocks of GGUF's types from a scheme's integers: the inverse of `edgeq.importers.gguf.blocks`.
 
 A scheme that stands for the values of a type of GGUF is written in that type: two-level scales as
-Q2_K to Q6_K and IQ4_XS, minimums as Q4_1 and Q5_1, the tables of IQ4_NL and MXFP4 in 4 bits. A
-tensor that came from a GGUF file becomes the very bytes that it was.
+Q2_K to Q6_K and IQ4_XS, minimums as Q4_1 and Q5_1, the tables of IQ4_NL and MXFP4 in 4 bits, two
+bits in groups of 256 as TQ2_0. A tensor that came from a GGUF file becomes the very bytes that it
+was; one of TQ1_0 becomes TQ2_0, with the same values.
 
 Source: the block layouts of https://github.com/ggml-org/ggml (ggml-common.h, ggml-quants.c).
 """
@@ -21,10 +22,12 @@ from edgeq.converters.validate.kernels import GGML_BLOCK
 from edgeq.formats.schemes import SUPERBLOCK
 from edgeq.formats.tensor import QuantTensor
 from edgeq.formats.two_level import TwoLevelScales, unpack_scales
-from edgeq.importers.gguf.blocks import FP4_TABLE, IQ4_TABLE, TYPES
+from edgeq.importers.gguf.blocks import FP4_TABLE, IQ4_TABLE, TERNARY, TYPES
 
 Bytes = NDArray[np.uint8]
 Halves = NDArray[np.float16]
+_SMALL = ("Q4_1", "Q5_1", "IQ4_NL", "MXFP4")
+"""Types with blocks of 32."""
 
 
 def exact_type(tensor: QuantTensor) -> Kind | None:
@@ -39,6 +42,8 @@ def exact_type(tensor: QuantTensor) -> Kind | None:
             if form.scheme == scheme and _same_table(tensor, form.palette):
                 return cast(Kind, kind)
         return None
+    if scheme == TERNARY:
+        return "TQ2_0" if tensor.shape[1] % SUPERBLOCK == 0 else None
     if group is not None and group % GGML_BLOCK:
         return None
     if scheme.minimum:
@@ -62,12 +67,15 @@ def block_rows(kind: Kind, tensor: QuantTensor, start: int, stop: int) -> Bytes:
         uint8 [rows, bytes of a row].
     """
     rows, k = stop - start, tensor.shape[1]
-    size = SUPERBLOCK if tensor.scheme.two_level else GGML_BLOCK
+    size = GGML_BLOCK if kind in _SMALL else SUPERBLOCK
     codes = tensor.codes(start, stop).reshape(rows, k // size, size)
     if tensor.scheme.two_level:
         tiles, part = tensor.tiles(start, stop)
         parts = unpack_scales(tensor.scheme, cast(Bytes, tensor.scales[tiles]))
         blocks = _TWO_LEVEL[kind](codes, _Scales(parts, part, codes.shape[1]))
+    elif kind == "TQ2_0":
+        d = -tensor.row_params(start, stop)[0].astype(np.float16)
+        blocks = [_quarters(np.uint8(3) - codes), _half(d)]
     else:
         scales = _of_blocks(tensor, tensor.row_params(start, stop)[0])
         blocks = [_exponents(scales) if kind == "MXFP4" else _half(scales)]

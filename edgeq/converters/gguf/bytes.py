@@ -30,7 +30,7 @@ ALIGN = 32
 """Bytes; where tensors begin."""
 Kind = Literal[
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0",
-    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "TQ2_0",
 ]  # fmt: skip
 """Types of integers."""
 NUMBERS = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}

@@ -23,6 +23,7 @@ from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.importers.gguf.architecture import MULTIPLIERS, SOFTCAPS, Architecture
 from edgeq.importers.huggingface.families import FAMILIES
+from edgeq.importers.sentence_modules import gguf_pooling_type
 from edgeq.model.block import (
     DOWN_PROJ,
     GATE_PROJ,
@@ -46,7 +47,7 @@ _CONTAINERS: dict[Kind, Container] = {
 _FILE_TYPES = {
     "F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9,
     "Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30,
-    "MXFP4": 38,
+    "MXFP4": 38, "TQ2_0": 37,
 }  # fmt: skip
 """The type of most bytes -> what llama.cpp calls such a file."""
 
@@ -417,6 +418,8 @@ def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[st
         local = next(block.rope for block in c.blocks if block.window)
         ours["rope.freq_base_swa"] = float((local or rope).base)
     ours |= rope_keys(rope, arch)
+    if (pooling := gguf_pooling_type(model.files)) is not None:
+        ours["pooling_type"] = pooling
     general = {
         "general.architecture": arch.name,
         "general.name": str(model.provenance.get("source") or c.family),

@@ -31,6 +31,10 @@ FP4_TABLE = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], 
 """Twice the values of the codes of MXFP4."""
 
 
+TERNARY = QuantScheme(2, group_size=256)
+"""The scheme of TQ1_0 and TQ2_0. Two bits a weight, as TQ2_0 has them; TQ1_0 has 1.6."""
+
+
 class _Parts(NamedTuple):
     """What a row of blocks holds; arguments of `QuantTensor.from_codes`."""
 
@@ -65,7 +69,7 @@ def quant_rows(kind: str, data: Bytes, columns: int) -> QuantTensor:
         UnsupportedError: a scale that float16 cannot hold (MXFP4).
     """
     form = TYPES[kind]
-    blocks = columns // (256 if form.scheme.two_level else 32)
+    blocks = columns // form.scheme.padded_k(1)
     parts = form.read(np.ascontiguousarray(data).reshape(len(data), blocks, -1))
     return QuantTensor.from_codes(
         form.scheme, parts.codes, parts.scales, palette=form.palette, minimums=parts.minimums
@@ -208,6 +212,36 @@ def _iq4_xs(blocks: Bytes) -> _Parts:
     return _Parts(_flat(codes), TwoLevelScales(_flat(scales), _half(blocks, 0)))
 
 
+def _ternary(twos: Bytes, d: NDArray[np.float16]) -> _Parts:
+    """Codes of 0 to 3 that stand for ``d * (code - 1)``, as ours that stand for
+    ``-d * (ours - 2)``: so all four have one."""
+    return _Parts(np.uint8(3) - _flat(twos), -d)
+
+
+def _tq2_0(blocks: Bytes) -> _Parts:
+    return _ternary(_quarters(blocks[..., :64]), _half(blocks, 64))
+
+
+def _trits(packed: Bytes, count: int) -> Bytes:
+    """Digits of base 3, the first one the highest: [..., n] -> [..., count, n].
+
+    A byte is the fraction of 256 that the digits are after the point.
+    """
+    powers = (3 ** np.arange(count)).astype(np.uint8)[:, None]
+    fractions = packed[..., None, :] * powers  # what is before the point is lost
+    return ((fractions.astype(np.uint16) * 3) >> 8).astype(np.uint8)
+
+
+def _tq1_0(blocks: Bytes) -> _Parts:
+    runs = (
+        _trits(blocks[..., :32], 5),
+        _trits(blocks[..., 32:48], 5),
+        _trits(blocks[..., 48:52], 4),
+    )
+    codes = np.concatenate([run.reshape(*blocks.shape[:2], -1) for run in runs], axis=-1)
+    return _ternary(codes, _half(blocks, 52))
+
+
 def _type(
     scheme: str, read: Callable[[Bytes], _Parts], palette: NDArray[np.int8] | None = None
 ) -> BlockType:
@@ -230,5 +264,7 @@ TYPES: Mapping[str, BlockType] = {
     "IQ4_NL": _type("w4-g32-palette", _q4_0, IQ4_TABLE),
     "IQ4_XS": _type("w4-g32x256-palette", _iq4_xs, IQ4_TABLE),
     "MXFP4": _type("w4-g32-palette", _mxfp4, FP4_TABLE),
+    "TQ1_0": _type(str(TERNARY), _tq1_0),
+    "TQ2_0": _type(str(TERNARY), _tq2_0),
 }
 """Types of GGUF whose integers edgeq keeps."""

@@ -216,7 +216,7 @@ def quantize_model(
     load_kernels()  # so that the budget counts the memory of compiled code
     budget = make_budget([t.shape for t in tensors.values()], threads or available_cores(), max_ram)
     if isinstance(card, HeldOut):
-        card = _card_that_fits(base, card, max_ram)
+        card = _card_that_fits(base, card, max_ram) if base.config.causal else NO_NEXT_TOKEN
     requantized = quantized_types(base)
     provenance: dict[str, Any] = {
         "source": origin.name if origin else base.provenance.get("source"),
@@ -281,6 +281,13 @@ def _key(prepared: Prepared, data: CalibrationData, digest: BackgroundDigest | N
         "source": digest.result(), "version": __version__, "recipe": prepared.recipe.to_dict(),
     }  # fmt: skip
     return run_key(facts, data.needed_text.windows)
+
+
+NO_NEXT_TOKEN = (
+    "the model sees what comes after a token and predicts no next one; `edgeq embed MODEL --base "
+    "FLOAT` compares its vectors"
+)
+"""Why a model of embeddings has no quality card."""
 
 
 def _widest_report(model: Model, card: HeldOut | str, prepared: Prepared) -> QualityReport:

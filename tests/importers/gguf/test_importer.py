@@ -339,7 +339,7 @@ def random_blocks(kind: str, n: int, k: int, spread: float = 1.0) -> NDArray[np.
         return raw.reshape(n, -1)
     scales = {
         "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
-        "Q4_1": (0, 2), "Q5_1": (0, 2),
+        "Q4_1": (0, 2), "Q5_1": (0, 2), "TQ1_0": (52,), "TQ2_0": (64,),
     }  # fmt: skip
     for at in scales.get(kind, (0,)):
         half = (spread * rng.standard_normal((n, k // block))).astype(np.float16)

@@ -28,7 +28,8 @@ PROMPT = [1, 5, 9, 2, 40, 7, 3, 11, 60, 8, 33, 21]
 
 def written(path: Path, family: str, kinds: list[str], **settings: Any) -> Model:
     """A small model with hidden size 256 whose matrices have the given types in turn."""
-    config = tiny_config(family, context=128, hidden=256, ffn=512, rope_scaling=None, **settings)
+    settings = {"context": 128, "hidden": 256, "ffn": 512, "layers": 3, **settings}
+    config = tiny_config(family, rope_scaling=None, **settings)
     model = random_model(config)
     turn = itertools.cycle(kinds)
 
