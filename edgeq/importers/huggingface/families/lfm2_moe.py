@@ -30,8 +30,8 @@ def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
     kinds = refuse_windows(values, shape, "lfm2_moe", known=_LISTED)
     if kinds is None:
         raise FormatError(
-            f"{values.path}: layer_types is missing; it must name each of {shape.layers} layers "
-            "conv or full_attention"
+            f"{values.path}: layer_types must name each of {shape.layers} layers conv or "
+            "full_attention, and it is missing"
         )
     attention = BlockSpec(qk_norm="head", rope=read_rope(values, shape, base=1_000_000.0))
     convolution = lfm2.convolution(values)
