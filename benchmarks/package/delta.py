@@ -100,9 +100,9 @@ def main() -> None:
             file.write("#")
         refused("another version", folder / "new", delta)
         refused("a damaged version", folder / "out", delta)
-        with (old / "model" / "model.edgeq").open("r+b") as opened:
-            opened.seek(made.whole // 2)
-            opened.write(b"\0" * 9)
+        raw = bytearray((old / "model" / "model.edgeq").read_bytes())
+        raw[len(raw) // 2] ^= 1
+        (old / "model" / "model.edgeq").write_bytes(bytes(raw))
         refused("a damaged old version", old, delta)
 
 

@@ -20,6 +20,7 @@ from edgeq.cli.options import (
     shared_option,
     threads_option,
 )
+from edgeq.core.markdown import printable
 from edgeq.importers import source_kind
 
 if TYPE_CHECKING:
@@ -190,8 +191,8 @@ def _verify(given: dict[str, Any], form: str) -> int:
 
 def _verified(report: PackageReport) -> str:
     rows = [*report.checks, *((f"not run: {form}", why) for form, why in report.not_run)]
-    result = "passed" if report.passed else f"FAILED: {report.fault}"
-    return render.facts([*rows, ("result", result)])
+    result = f"FAILED: {report.fault}" if report.fault else "passed"
+    return render.facts([(name, printable(text)) for name, text in [*rows, ("result", result)]])
 
 
 def _delta(model: str, given: dict[str, Any], form: str) -> int:

@@ -6,9 +6,20 @@ import re
 from collections.abc import Sequence
 
 
+def printable(text: str) -> str:
+    """A text on one line, with a replacement for each character that cannot be printed.
+
+    Example:
+        >>> from edgeq.core.markdown import printable
+        >>> printable("a\\tb") == "a\\N{REPLACEMENT CHARACTER}b"
+        True
+    """
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
 def inline_code(text: str) -> str:
     """Any text as inline code; characters that cannot be printed are replaced."""
-    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    shown = printable(text)
     longest = max((len(run) for run in re.findall("`+", shown)), default=0)
     edge = " " if shown[:1] in ("", "`") or shown[-1:] == "`" else ""
     return f"{'`' * (longest + 1)}{edge}{shown}{edge}{'`' * (longest + 1)}"

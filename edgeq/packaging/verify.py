@@ -24,10 +24,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgeq.converters.runners import DecoderRunner, GraphRunner
-from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError
+from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.packaging import golden_graph, golden_text, signing, tree
+from edgeq.packaging.layout import package_name
 from edgeq.packaging.manifest import Manifest, ModelVariant, read_manifest
+from edgeq.packaging.platforms import platform_named
 from edgeq.packaging.prompts import PROMPTS, TOKENIZER, prompt_ids, rendered_chat
 from edgeq.packaging.runners import open_decoder, open_graph
 from edgeq.runtime.tokenizer import Tokenizer
@@ -148,9 +150,11 @@ class _Checking:
     def steps(self) -> Iterator[tuple[str, str]]:
         """Each check with its result; raises `_WrongError` at the first that fails."""
         try:
-            made = self.made = read_manifest(self.folder)
+            made = read_manifest(self.folder)
+            _check_known(made)
         except FormatError as err:
             raise _WrongError("manifest.json", str(err)) from err
+        self.made = made
         yield "manifest", f"{made.name} for {made.platform}, made by edgeq {made.edgeq}"
         yield "signature", self._signature()
         if different := tree.first_difference(self.folder, made, self.progress):
@@ -301,6 +305,30 @@ class _Checking:
             return None
         except EdgeqError as err:
             raise _WrongError(variant.entry, f"{variant.entry} cannot be opened: {err}") from err
+
+
+def _check_known(made: Manifest) -> None:
+    """Check that this version of edgeq has the platform and the forms that a manifest names.
+
+    Raises:
+        FormatError: the platform, the kind, the name or a form is unknown; the message says which.
+    """
+    try:
+        package_name(made.name, None)
+        platform = platform_named(made.platform)
+    except UsageError as err:
+        raise FormatError(f"manifest.json: {err}") from err
+    if not made.edgeq.isprintable():
+        raise FormatError(f"manifest.json: {made.edgeq!r} is not a version of edgeq")
+    forms = {"language model": platform.models, "graph": platform.graphs}.get(made.kind, ())
+    known = {form.id: form.target for form in forms}
+    for variant in made.variants:
+        if known.get(variant.form) != variant.target or not variant.id.isprintable():
+            raise FormatError(
+                f"manifest.json: the variant {variant.id!r} is the form {variant.form!r} for the "
+                f"target {variant.target!r}, which packages of a {made.kind!r} for {made.platform} "
+                "do not have"
+            )
 
 
 def _counted(count: int, what: str) -> str:

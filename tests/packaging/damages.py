@@ -188,6 +188,17 @@ def name_a_file_twice_in_other_case(folder: Path, rng: random.Random) -> str:
     return _resealed_manifest(folder, change)
 
 
+def name_what_no_package_has(folder: Path, rng: random.Random) -> str:
+    """A platform, a kind, a name or a form that edgeq does not have, or a control character."""
+    key = rng.choice(["platform", "kind", "name", "edgeq", "form", "target"])
+
+    def change(data: dict[str, Any]) -> None:
+        inner = data["variants"][0] if key in ("form", "target") else data
+        inner[key] = "\x1b[31mnone"
+
+    return _resealed_manifest(folder, change)
+
+
 def say_nothing_in_an_entry(folder: Path, rng: random.Random) -> str:
     def change(data: dict[str, Any]) -> None:
         entry = data["files"][rng.choice(list(data["files"]))]
@@ -322,8 +333,9 @@ DAMAGES = (
     Damage(put_a_pipe_in_place_of_a_file), Damage(edit_the_manifest),
     Damage(repeat_a_key_of_the_manifest), Damage(put_nan_into_the_manifest),
     Damage(name_a_file_outside), Damage(name_a_file_twice_in_other_case),
-    Damage(say_nothing_in_an_entry), Damage(exchange_two_tokens, text=True),
-    Damage(change_the_template, text=True), Damage(change_the_weights, golden=True),
+    Damage(say_nothing_in_an_entry), Damage(name_what_no_package_has),
+    Damage(exchange_two_tokens, text=True), Damage(change_the_template, text=True),
+    Damage(change_the_weights, golden=True),
     Damage(hash_a_changed_file_again, signed=True), Damage(sign_with_another_key, signed=True),
     Damage(change_the_signature, signed=True), Damage(remove_the_signature, signed=True),
 )  # fmt: skip
