@@ -68,10 +68,11 @@ if TYPE_CHECKING:
     from edgeq.graph.ir import Graph
     from edgeq.importers import load, open_source
     from edgeq.model.artifact import save
-    from edgeq.model.block import BlockSpec, DeltaSpec, ExpertsSpec, RopeScaling, RopeSpec
+    from edgeq.model.block import BlockSpec, DeltaSpec, ExpertsSpec
     from edgeq.model.config import ModelConfig
     from edgeq.model.model import Model
     from edgeq.model.reference import Reference
+    from edgeq.model.rope_spec import RopeScaling, RopeSpec
     from edgeq.packaging.build import Package, package
     from edgeq.packaging.delta import Delta, apply_delta, package_delta
     from edgeq.packaging.verify import PackageReport, verify_package
@@ -139,7 +140,8 @@ _HOMES = {
     "edgeq.graph.ir": ("Graph",),
     "edgeq.importers": ("load", "open_source"),
     "edgeq.model.artifact": ("save",),
-    "edgeq.model.block": ("BlockSpec", "DeltaSpec", "ExpertsSpec", "RopeScaling", "RopeSpec"),
+    "edgeq.model.block": ("BlockSpec", "DeltaSpec", "ExpertsSpec"),
+    "edgeq.model.rope_spec": ("RopeScaling", "RopeSpec"),
     "edgeq.model.config": ("ModelConfig",),
     "edgeq.model.model": ("Model",),
     "edgeq.model.reference": ("Reference",),

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from edgeq.formats.schemes import QuantScheme, parse_scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers.huggingface.families import FAMILIES as FAMILY_ROWS
-from edgeq.model.block import A_LOG, BlockSpec, DeltaSpec, ExpertsSpec, RopeScaling, RopeSpec
+from edgeq.model.block import A_LOG, BlockSpec, DeltaSpec, ExpertsSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
+from edgeq.model.rope_spec import RopeScaling, RopeSpec
 
 _BASE: dict[str, Any] = {
     # 44 and 76 are no multiples of 32, nor the rows of 16

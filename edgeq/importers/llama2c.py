@@ -32,9 +32,10 @@ from edgeq.importers.tokenizer.tokenizer_json import (
     files,
     sentencepiece_bpe,
 )
-from edgeq.model.block import BlockSpec, RopeSpec
+from edgeq.model.block import BlockSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
+from edgeq.model.rope_spec import RopeSpec
 
 MAGIC = b"24ka"
 """0x616b3432 ("ak42") as it lies in the file."""

@@ -11,15 +11,9 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from edgeq.core.errors import FormatError
-from edgeq.model.block import (
-    MAX_LAYERS,
-    BlockSpec,
-    DeltaSpec,
-    ExpertsSpec,
-    RopeScaling,
-    RopeSpec,
-    is_count,
-)
+from edgeq.model.block import BlockSpec, DeltaSpec, ExpertsSpec
+from edgeq.model.limits import MAX_LAYERS, is_count
+from edgeq.model.rope_spec import RopeScaling, RopeSpec
 
 FLAT_KEYS = (
     "layers", "rope_theta", "rope_theta_local", "rope_dim", "rope_scaling", "window",

@@ -28,8 +28,6 @@ from edgeq.model.block import (
     IN_Z,
     K_NORM,
     K_PROJ,
-    MAX_LAYERS,
-    MAX_SIZE,
     O_PROJ,
     Q_NORM,
     Q_PROJ,
@@ -39,14 +37,13 @@ from edgeq.model.block import (
     X_PROJ,
     BlockSpec,
     ExpertsSpec,
-    RopeSpec,
     expert_part,
-    is_count,
-    is_finite,
     of_any_expert,
     tensor_name,
 )
 from edgeq.model.block_json import FLAT_KEYS, blocks_from_flat, blocks_from_json, blocks_to_json
+from edgeq.model.limits import MAX_LAYERS, MAX_SIZE, is_count, is_finite
+from edgeq.model.rope_spec import RopeSpec
 
 Activation = Literal["silu", "gelu_tanh"]
 

@@ -75,11 +75,11 @@ from edgeq.model.block import (
     X_PROJ,
     BlockSpec,
     Mixer,
-    RopeSpec,
     expert_part,
     tensor_name,
 )
 from edgeq.model.config import ModelConfig
+from edgeq.model.rope_spec import RopeSpec
 
 V = TypeVar("V")
 

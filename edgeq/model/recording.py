@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import decoder
+from edgeq.model.rope_spec import RopeSpec
 
 GroupKind = Literal["attn_in", "attn_out", "mlp_in", "mlp_out", "head"]
 

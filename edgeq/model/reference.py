@@ -22,7 +22,6 @@ from edgeq.model.block import (
     DELTA_NORM,
     DT_BIAS,
     ExpertsSpec,
-    RopeSpec,
     tensor_name,
 )
 from edgeq.model.config import ModelConfig
@@ -40,6 +39,7 @@ from edgeq.model.formulas import (
 )
 from edgeq.model.model import Model
 from edgeq.model.reference_cache import KV
+from edgeq.model.rope_spec import RopeSpec
 from edgeq.model.rotary import config_at, default_context, rope_at, rope_tables, same_ropes
 from edgeq.model.whole_texts import check_whole
 

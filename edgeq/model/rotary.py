@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.formats.tensor import row_blocks
-from edgeq.model.block import RopeScaling, RopeSpec
 from edgeq.model.config import ModelConfig
+from edgeq.model.rope_spec import RopeScaling, RopeSpec
 from edgeq.model.trigonometry import cos_sin, log, power
 
 Array = NDArray[np.float32]

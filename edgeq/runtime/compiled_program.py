@@ -17,15 +17,7 @@ from edgeq.formats.packing import TILE, round_up
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model import recording
-from edgeq.model.block import (
-    A_LOG,
-    CHOICE_BIAS,
-    DELTA_CONV,
-    DELTA_NORM,
-    DT_BIAS,
-    RopeSpec,
-    tensor_name,
-)
+from edgeq.model.block import A_LOG, CHOICE_BIAS, DELTA_CONV, DELTA_NORM, DT_BIAS, tensor_name
 from edgeq.model.memory_layout import (
     ACT_BLOCK,
     Buffers,
@@ -35,6 +27,7 @@ from edgeq.model.memory_layout import (
     query_block,
 )
 from edgeq.model.model import Model
+from edgeq.model.rope_spec import RopeSpec
 from edgeq.model.rotary import rope_tables
 from edgeq.runtime.engine_memory import EngineMemory
 from edgeq.runtime.kernels import abi

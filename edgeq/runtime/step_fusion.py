@@ -28,8 +28,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError
-from edgeq.model.block import RopeSpec
 from edgeq.model.recording import RecordedOperation
+from edgeq.model.rope_spec import RopeSpec
 from edgeq.runtime.kernels.abi import Step
 
 _INPUT_LABELS = {

@@ -17,9 +17,9 @@ from edgeq.converters.validate import validate
 from edgeq.core.errors import UnsupportedError
 from edgeq.importers import load
 from edgeq.importers.gguf.file import open_gguf
-from edgeq.model.block import RopeScaling
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
+from edgeq.model.rope_spec import RopeScaling
 from edgeq.model.trace import TracedReference
 from tests.families import quantized, random_model, tiny_config
 

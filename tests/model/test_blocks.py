@@ -13,10 +13,11 @@ import pytest
 from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError
 from edgeq.formats.tensor import FloatTensor
 from edgeq.importers.shapes import SHAPES
-from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
+from edgeq.model.block import BlockSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
+from edgeq.model.rope_spec import RopeScaling, RopeSpec
 from tests.families import FAMILIES, blocks, tiny_config, with_blocks
 
 ROPE = RopeSpec(10000.0, 12)

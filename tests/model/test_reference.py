@@ -12,7 +12,7 @@ import pytest
 
 from edgeq import importers
 from edgeq.core.errors import FormatError, UsageError
-from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
+from edgeq.model.block import BlockSpec
 from edgeq.model.formulas import (
     QUERY_BLOCK,
     activation,
@@ -24,6 +24,7 @@ from edgeq.model.formulas import (
 )
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
+from edgeq.model.rope_spec import RopeScaling, RopeSpec
 from edgeq.model.rotary import rope_frequencies, rope_tables
 from tests.conftest import need
 from tests.families import (

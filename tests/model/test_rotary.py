@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from edgeq.core.errors import FormatError, UsageError
-from edgeq.model.block import RopeScaling, RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.reference import Reference
+from edgeq.model.rope_spec import RopeScaling, RopeSpec
 from edgeq.model.rotary import (
     config_at,
     default_context,

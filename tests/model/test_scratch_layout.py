@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.model.block import BlockSpec, RopeSpec
+from edgeq.model.block import BlockSpec
 from edgeq.model.memory_layout import attention_work, buffers, layout_bytes
+from edgeq.model.rope_spec import RopeSpec
 from edgeq.runtime import engine_memory
 from edgeq.runtime.engine import Engine
 from tests.families import blocks, random_model, tiny_config, with_blocks

@@ -16,10 +16,11 @@ from edgeq.formats.schemes import FLOAT_TAGS, FloatType
 from edgeq.formats.tensor import FloatTensor, Tensor, float32_to_bf16
 from edgeq.importers import load
 from edgeq.importers.lazy import GatheredRows
-from edgeq.model.block import BlockSpec, RopeSpec
+from edgeq.model.block import BlockSpec
 from edgeq.model.memory_layout import BATCH
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
+from edgeq.model.rope_spec import RopeSpec
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
 from edgeq.runtime.weights import in_place

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
-from edgeq.model.block import RopeScaling
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
+from edgeq.model.rope_spec import RopeScaling
 from edgeq.runtime.engine import Engine
 from tests.families import quantized, random_model, tiny_config
 from tests.model.test_rotary import DYNAMIC, LONGROPE

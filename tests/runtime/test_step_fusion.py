@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from edgeq.core.errors import UnsupportedError
-from edgeq.model.block import BlockSpec, RopeSpec
+from edgeq.model.block import BlockSpec
 from edgeq.model.recording import RecordedOperation, RecordingBuilder, record
+from edgeq.model.rope_spec import RopeSpec
 from edgeq.runtime.kernels.abi import Step
 from edgeq.runtime.step_fusion import ProgramStep, fuse
 from tests.families import FAMILIES, tiny_config, with_blocks

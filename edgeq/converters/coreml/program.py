@@ -33,9 +33,9 @@ import numpy as np
 
 from edgeq.converters.coreml.weights import Matrix, identifier, narrowed
 from edgeq.converters.mixers import AttentionOnly
-from edgeq.model.block import RopeSpec
 from edgeq.model.decoder import decoder
 from edgeq.model.model import Model
+from edgeq.model.rope_spec import RopeSpec
 from edgeq.model.rotary import rope_tables
 
 MASKED = -30000.0

@@ -44,16 +44,8 @@ from numpy.typing import NDArray
 from edgeq.converters.encoding import levels, spread
 from edgeq.converters.gguf.blocks import block_rows, exact_type
 from edgeq.converters.gguf.bytes import ALIGN, Kind, TensorEntry, header, pack_blocks
-from edgeq.converters.gguf.layout import (
-    Placed,
-    assumed_scale,
-    check_family,
-    file_context,
-    foreign_window,
-    full_rope,
-    layout,
-    metadata,
-)
+from edgeq.converters.gguf.family import assumed_scale, check_family, foreign_window, full_rope
+from edgeq.converters.gguf.layout import Placed, file_context, layout, metadata
 from edgeq.converters.gguf.rope import factor_tensors, rope_in_file
 from edgeq.converters.gguf.run import (
     has_llama_cpp,

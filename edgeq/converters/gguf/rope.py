@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from edgeq.core.errors import UnsupportedError
 from edgeq.importers.gguf.architecture import Architecture
 from edgeq.importers.gguf.rope import LONG, SHORT
-from edgeq.model.block import RopeScaling, RopeSpec
 from edgeq.model.config import ModelConfig
+from edgeq.model.rope_spec import RopeScaling, RopeSpec
 from edgeq.model.rotary import rope_at, rope_frequencies, yarn_attention_factor
 from edgeq.model.trigonometry import log
 

@@ -36,8 +36,8 @@ from edgeq.core.progress import Progress
 from edgeq.formats.mapped_file import release
 from edgeq.formats.packing import round_up
 from edgeq.formats.tensor import FloatTensor, QuantTensor
-from edgeq.model.block import RopeSpec
 from edgeq.model.model import Model
+from edgeq.model.rope_spec import RopeSpec
 from edgeq.model.rotary import rope_tables
 
 OPSET, IR_VERSION = 21, 10

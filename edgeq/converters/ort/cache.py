@@ -25,9 +25,9 @@ import numpy as np
 
 from edgeq.converters.ort.run import OrtRunner
 from edgeq.core.progress import Progress
-from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.formulas import Array, apply_rope
+from edgeq.model.rope_spec import RopeSpec
 from edgeq.model.rotary import rope_tables
 
 TEXTS, LENGTH = 4, 96

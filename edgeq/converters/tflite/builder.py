@@ -33,10 +33,10 @@ from edgeq.formats.mapped_file import release
 from edgeq.formats.packing import TILE, round_up
 from edgeq.formats.schemes import GROUP_SIZES
 from edgeq.formats.tensor import FloatTensor, QuantTensor
-from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import decoder
 from edgeq.model.model import Model
+from edgeq.model.rope_spec import RopeSpec
 from edgeq.model.rotary import rope_tables
 
 TARGET = "LiteRT"

@@ -18,8 +18,9 @@ from edgeq.importers.gguf.architecture import MULTIPLIERS, SOFTCAPS, Architectur
 from edgeq.importers.gguf.keys import Keys
 from edgeq.importers.gguf.rope import TensorSource, read_rope
 from edgeq.importers.unread import shown
-from edgeq.model.block import BlockSpec, DeltaSpec, ExpertsSpec, RopeSpec
+from edgeq.model.block import BlockSpec, DeltaSpec, ExpertsSpec
 from edgeq.model.config import ModelConfig
+from edgeq.model.rope_spec import RopeSpec
 
 _WINDOW = "{arch}.attention.sliding_window"
 _PATTERN = "{arch}.attention.sliding_window_pattern"

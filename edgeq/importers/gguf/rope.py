@@ -27,7 +27,7 @@ from edgeq.formats.tensor import Tensor
 from edgeq.importers.gguf.architecture import Architecture
 from edgeq.importers.gguf.keys import Keys
 from edgeq.importers.unread import shown
-from edgeq.model.block import RopeScaling, RopeSpec
+from edgeq.model.rope_spec import RopeScaling, RopeSpec
 from edgeq.model.rotary import rope_frequencies, stretched_base, yarn_attention_factor
 
 _TYPE, _FACTOR = "{arch}.rope.scaling.type", "{arch}.rope.scaling.factor"

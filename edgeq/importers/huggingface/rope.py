@@ -18,7 +18,9 @@ from edgeq.importers.huggingface.family import Shape
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.huggingface.windows import LAYER_KINDS
 from edgeq.importers.unread import is_off, refusal, shown
-from edgeq.model.block import MAX_SIZE, BlockSpec, RopeScaling, RopeSpec
+from edgeq.model.block import BlockSpec
+from edgeq.model.limits import MAX_SIZE
+from edgeq.model.rope_spec import RopeScaling, RopeSpec
 from edgeq.model.rotary import longrope_attention_factor, yarn_attention_factor
 
 _PARTIAL = "partial_rotary_factor"

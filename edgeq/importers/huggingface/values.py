@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.unread import shown
-from edgeq.model.block import MAX_SIZE
+from edgeq.model.limits import MAX_SIZE
 
 
 class Values:

@@ -19,13 +19,13 @@ from edgeq.core.errors import FormatError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.formats.mapped_file import release
 from edgeq.formats.tensor import Tensor
-from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import decoder
 from edgeq.model.delta_rule import delta_inputs, delta_output, delta_step
 from edgeq.model.formulas import Array, apply_rope, convolution
 from edgeq.model.memory_layout import state_bytes, state_shape
 from edgeq.model.model import Model
+from edgeq.model.rope_spec import RopeSpec
 from edgeq.model.rotary import rope_tables
 from edgeq.model.whole_texts import check_generates
 from edgeq.quant.decoder.fixed_order import FixedOrderReference

@@ -17,13 +17,13 @@ from edgeq.model.block import (
     DELTA_NORM,
     DT_BIAS,
     BlockSpec,
-    RopeSpec,
     tensor_name,
 )
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import head, head_in, layer
 from edgeq.model.delta_rule import NORM_EPS
 from edgeq.model.formulas import SIGMOID_SUM_EPS
+from edgeq.model.rope_spec import RopeSpec
 from edgeq.model.rotary import rope_tables
 
 Weights = Mapping[str, Any]

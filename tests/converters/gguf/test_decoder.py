@@ -30,8 +30,9 @@ from edgeq.importers import load, shapes
 from edgeq.importers.gguf.file import open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
 from edgeq.model import artifact
-from edgeq.model.block import DeltaSpec, ExpertsSpec, RopeScaling
+from edgeq.model.block import DeltaSpec, ExpertsSpec
 from edgeq.model.model import Model
+from edgeq.model.rope_spec import RopeScaling
 from tests.conftest import SHARED, need
 from tests.families import FAMILIES, MIXTURES, quantized, random_model, tiny_config
 from tests.paths import DEMO, ROOT

@@ -21,10 +21,11 @@ from edgeq.importers.gguf.blocks import quant_rows
 from edgeq.importers.gguf.file import TENSOR_TYPES, open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
 from edgeq.importers.huggingface.families import FAMILIES as FAMILY_ROWS
-from edgeq.model.block import DeltaSpec, RopeScaling, RopeSpec
+from edgeq.model.block import DeltaSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
+from edgeq.model.rope_spec import RopeScaling, RopeSpec
 from edgeq.model.rotary import rope_frequencies
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError
 from edgeq.importers import load
-from edgeq.model.block import BlockSpec, DeltaSpec, RopeScaling, RopeSpec
+from edgeq.model.block import BlockSpec, DeltaSpec
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
+from edgeq.model.rope_spec import RopeScaling, RopeSpec
 from tests.conftest import need
 from tests.families import random_model, tiny_config, windows
 from tests.importers.gguf.test_importer import BPE, interleaved, write

@@ -15,8 +15,8 @@ from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.formats.tensor import FloatTensor, bf16_to_float32
 from edgeq.importers import load
 from edgeq.importers.huggingface import importer as huggingface
-from edgeq.model.block import RopeScaling, RopeSpec
 from edgeq.model.model import Model
+from edgeq.model.rope_spec import RopeScaling, RopeSpec
 from tests.conftest import need
 from tests.families import windows
 

@@ -12,9 +12,10 @@ import pytest
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.huggingface.config import read_config
 from edgeq.importers.shapes import SHAPES
-from edgeq.model.block import ExpertsSpec, RopeScaling
+from edgeq.model.block import ExpertsSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
+from edgeq.model.rope_spec import RopeScaling
 from tests.families import FAMILIES, random_model, tiny_config
 
 USUAL: dict[str, Any] = {

@@ -20,7 +20,8 @@ from edgeq.importers.huggingface.rope import (
 )
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.huggingface.windows import read_windows
-from edgeq.model.block import BlockSpec, RopeSpec
+from edgeq.model.block import BlockSpec
+from edgeq.model.rope_spec import RopeSpec
 
 _KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 _BASE, _LOCAL_BASE = 1_000_000.0, 10_000.0

@@ -21,7 +21,8 @@ from edgeq.importers.huggingface.rope import (
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.huggingface.windows import refuse_windows
 from edgeq.importers.unread import refusal
-from edgeq.model.block import BlockSpec, RopeSpec
+from edgeq.model.block import BlockSpec
+from edgeq.model.rope_spec import RopeSpec
 from edgeq.model.rotary import stretched_base
 
 _BASE = 10_000.0

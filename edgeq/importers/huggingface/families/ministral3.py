@@ -18,7 +18,8 @@ from edgeq.importers.huggingface.rope import read_rope, rope_settings
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.huggingface.windows import read_windows
 from edgeq.importers.unread import shown
-from edgeq.model.block import BlockSpec, RopeSpec
+from edgeq.model.block import BlockSpec
+from edgeq.model.rope_spec import RopeSpec
 
 _BETA = "llama_4_scaling_beta"
 

@@ -18,7 +18,8 @@ from edgeq.importers.huggingface.rope import (
 )
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.huggingface.windows import read_windows
-from edgeq.model.block import BlockSpec, RopeSpec
+from edgeq.model.block import BlockSpec
+from edgeq.model.rope_spec import RopeSpec
 
 _BASE = 500_000.0
 _KINDS = ("default", "linear", "yarn")
