@@ -14,10 +14,14 @@ try:
     ctypes.CDLL(None).personality(0x0040000)
 except (AttributeError, OSError):
     pass
-os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:]])
+needed = ("LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "SYSTEMROOT")
+kept = {name: os.environ[name] for name in needed if name in os.environ}
+kept["PYTHONHASHSEED"] = "0"
+os.execve(sys.executable, [sys.executable, "-m", *sys.argv[1:]], kept)
 """
 """Runs a module with memory at fixed addresses (ADDR_NO_RANDOMIZE) where Linux allows it: the tool
-writes the types of operators in the order of a hash table, whose seed is an address."""
+writes the types of operators in the order of a hash table, whose seed is an address. Other
+variables of the environment, such as LD_PRELOAD, would move that address, so they are left out."""
 
 
 def to_ort_format(path: Path, version: str) -> None:
