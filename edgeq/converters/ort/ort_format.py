@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 from edgeq.core.errors import EdgeqError
 
+_TOOL = "onnxruntime.tools.convert_onnx_models_to_ort"
 _AT_FIXED_ADDRESSES = """
 import ctypes, os, sys
 try:
@@ -17,20 +19,31 @@ except (AttributeError, OSError):
 needed = ("LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "SYSTEMROOT")
 kept = {name: os.environ[name] for name in needed if name in os.environ}
 kept["PYTHONHASHSEED"] = "0"
-os.execve(sys.executable, [sys.executable, "-m", *sys.argv[1:]], kept)
+os.execve(sys.executable, [sys.executable, "-c", sys.argv[1]], kept)
 """
-"""Runs a module with memory at fixed addresses (ADDR_NO_RANDOMIZE) where Linux allows it: the tool
-writes the types of operators in the order of a hash table, whose seed is an address. Other
-variables of the environment, such as LD_PRELOAD, would move that address, so they are left out."""
+"""Runs a program with memory at fixed addresses (ADDR_NO_RANDOMIZE) where Linux allows it: the tool
+writes the types of operators in the order of a hash table, whose seed is the address at which
+onnxruntime is loaded. Other variables of the environment, such as LD_PRELOAD, would move that
+address, so they are left out."""
+_LOADED_FIRST = """
+import onnxruntime, json, os, runpy, sys
+folder, *sys.argv = json.load(sys.stdin)
+os.chdir(folder)
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+"""Runs the tool. Its folder and arguments are read after onnxruntime is loaded, because strings of
+another length may move what is loaded after them."""
 
 
 def to_ort_format(path: Path, version: str) -> None:
     """Run onnxruntime's converter, which prints and loads the whole model, in its own process."""
-    command = [sys.executable, "-c", _AT_FIXED_ADDRESSES]
-    command += ["onnxruntime.tools.convert_onnx_models_to_ort"]
     # "arm" leaves out what is baked in for x86 alone
-    command += [path.name, "--target_platform", "arm", "--optimization_style", "Fixed"]
-    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
+    arguments = [path.name, "--target_platform", "arm", "--optimization_style", "Fixed"]
+    done = subprocess.run(
+        [sys.executable, "-c", _AT_FIXED_ADDRESSES, _LOADED_FIRST],
+        input=json.dumps([str(path.parent.absolute()), _TOOL, *arguments]),
+        cwd=path.absolute().anchor, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if done.returncode or not path.with_suffix(".ort").exists():
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
         raise EdgeqError(f"onnxruntime's tool made no .ort file of {path.name}: {' '.join(last)}")
