@@ -212,6 +212,23 @@ def test_what_differs_between_two_models_is_not_chance(
         assert browser.complaints() == []
 
 
+def test_words_are_counted_without_the_space_before_them(
+    browser: Browser, pair: edgeq.Server
+) -> None:
+    Page(browser, pair, DESK)
+    script = """
+        const done = arguments[arguments.length - 1];
+        import("./measures.js").then(({ sameness }) => done([
+            sameness(" there were two", " there were a"), sameness(" there", " were"),
+            sameness("", " were"), sameness(" one  word\\n", "one word more"),
+        ]));
+    """
+    assert browser.driver.execute_async_script(script) == [
+        "The first 2 words are the same.", "The answers differ from the first word on.",
+        "The answers differ from the first word on.", "The first 2 words are the same.",
+    ]  # fmt: skip
+
+
 def test_a_reload_keeps_what_was_written(browser: Browser, talker: Path, tmp_path: Path) -> None:
     """An answer that a reload interrupts stays on the page, and can be continued."""
     settings = edgeq.ServerSettings(port=0, parallel=1)

@@ -302,6 +302,6 @@ def _delta_keys(c: ModelConfig, rope: RopeSpec) -> dict[str, Any]:
         "ssm.state_size": block.delta.value_dim,
         "ssm.time_step_rank": block.delta.value_heads,
         "ssm.group_count": block.delta.key_heads,
-        "fullattention_interval": attention_interval(c),
+        "full_attention_interval": attention_interval(c),
         "rope.dimension_sections": [first, second, pairs - first - second, 0],
     }

@@ -26,7 +26,7 @@ export function summary(own) {
 // how many words two texts have in common from the beginning
 export function sameness(one, other) {
   if (one === other) return "Both answers are the same.";
-  const [words, others] = [one, other].map((text) => text.split(/\s+/));
+  const [words, others] = [one, other].map((text) => text.trim().split(/\s+/));
   const end = words.findIndex((word, i) => word !== others[i]);
   const same = end < 0 ? words.length : end;
   if (!same) return "The answers differ from the first word on.";
