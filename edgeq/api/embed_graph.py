@@ -54,11 +54,9 @@ def embed_by_graph(
     try:
         kinds = input_kinds(runner.inputs)
         length = _length(runner.inputs[ids_input(kinds)].shape)
-        modules, found = sentence_modules(files), []
-        how: Embedding | None = None
+        how = _settled(runner.outputs, sentence_modules(files), chosen)
+        output, found = _output(runner.outputs), []
         for done, text in enumerate(texts):
-            if how is None:
-                how = _settled(runner.outputs, modules, chosen)
             ids, skipped = how.tokens(encodes, text)
             how.check_length(len(ids))
             if length is not None and len(ids) > length:
@@ -67,8 +65,7 @@ def embed_by_graph(
                     f"{length}; split the text, or export the encoder for more tokens"
                 )
             feeds = text_inputs(runner.inputs, kinds, ids, length or len(ids), encodes.pad)
-            made = runner(feeds)
-            states = made[_output(runner.outputs)]
+            states = runner(feeds)[output]
             rows = states.reshape(-1, states.shape[-1])[: len(ids)]
             found.append(how.vector(np.asarray(rows, np.float32), skipped))
             if progress is not None:

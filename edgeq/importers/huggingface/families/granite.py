@@ -39,6 +39,14 @@ MULTIPLIERS = {
     "logits_scaling": 1.0,
 }
 
+GGUF = Architecture(
+    name="granite",
+    interleaved=True,
+    rope_factors=True,
+    biases=("q_proj", "k_proj", "v_proj", "o_proj"),
+    multipliers=("embed_scale", "residual_scale", "logit_scale", "attn_scale"),
+)
+
 FAMILY = Family(
     name="granite",
     model_types=("granite",),
@@ -58,13 +66,7 @@ FAMILY = Family(
     },
     biases="attention_bias",
     numbers=numbers,
-    gguf=Architecture(
-        name="granite",
-        interleaved=True,
-        rope_factors=True,
-        biases=("q_proj", "k_proj", "v_proj", "o_proj"),
-        multipliers=("embed_scale", "residual_scale", "logit_scale", "attn_scale"),
-    ),
+    gguf=GGUF,
     genai="granite",
     shapes={
         "granite-3.3-2b": sizes(

@@ -6,7 +6,8 @@ src/models/granite.cpp.
 
 from __future__ import annotations
 
-from edgeq.importers.gguf.architecture import Architecture
+from dataclasses import replace
+
 from edgeq.importers.huggingface.experts import count_of, read_experts
 from edgeq.importers.huggingface.families import granite
 from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape, sizes
@@ -54,14 +55,7 @@ FAMILY = Family(
         "block_sparse_moe.input_linear": ("mlp.experts.*.gate_proj", "mlp.experts.*.up_proj"),
         "block_sparse_moe.output_linear": ("mlp.experts.*.down_proj",),
     },
-    gguf=Architecture(
-        name="granitemoe",
-        interleaved=True,
-        rope_factors=True,
-        biases=("q_proj", "k_proj", "v_proj", "o_proj"),
-        multipliers=("embed_scale", "residual_scale", "logit_scale", "attn_scale"),
-        expert_score="softmax",
-    ),
+    gguf=replace(granite.GGUF, name="granitemoe", expert_score="softmax"),
     shapes={
         "granite-3-1b-a400m": sizes(
             1024, 512, 24, 16, 8, 49155, 4096, num_local_experts=32, num_experts_per_tok=8,
