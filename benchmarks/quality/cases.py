@@ -12,7 +12,7 @@ from edgeq.quant.presets import presets_for
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHODS
 from edgeq.quant.rules import Rule
-from edgeq.quant.training import METHODS as TRAINING
+from edgeq.quant.training import TRAINING_METHODS as TRAINING
 
 SCHEMES = {4: "w4-g32", 3: "w3-g32", 2: "w2-g16-asym"}
 """Bits -> the scheme that methods are compared with."""

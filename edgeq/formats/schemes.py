@@ -10,7 +10,7 @@ Text form, of decoders and graphs alike:
     f32 | f16 | bf16                                          tensors that stay floating point
 
 where granularity is ``g16`` .. ``g256``, ``channel`` or ``tensor``, and the method says how codes
-are chosen (`METHODS`). A method belongs to recipes only: a stored tensor's scheme has none.
+are chosen (`METHOD_NAMES`). A method belongs to recipes only: a stored tensor's scheme has none.
 
 ``g16x256`` and ``g32x256`` are groups with two-level scales, as GGUF's K-quants have them: a
 group's scale is an 8-bit integer times a float16 scale that 256 weights of a row share, and so is
@@ -35,7 +35,7 @@ SUPERBLOCK = 256
 GROUP_SIZES = (16, 32, 64, 128, 256)
 MOST_PALETTE_BITS = 4
 """The most bits of the codes of a palette: a table of 16 values."""
-METHODS = ("rtn", "mse", "imatrix", "gptq")
+METHOD_NAMES = ("rtn", "mse", "imatrix", "gptq")
 """How scales and codes are chosen; `edgeq.quant.METHODS` describes each."""
 FloatType = Literal["float32", "float16", "bfloat16"]
 FLOAT_TAGS: Mapping[FloatType, str] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -67,8 +67,8 @@ class QuantScheme:
         minimum: whether each group has a float minimum instead of a zero point; such a scheme is
             not symmetric.
         two_level: whether the scales of groups are integers times a scale for 256 weights.
-        method: how codes are chosen, of `METHODS`; None where the recipe says it for all tensors,
-            and for tensors that are quantized already.
+        method: how codes are chosen, of `METHOD_NAMES`; None where the recipe says it for all
+            tensors, and for tensors that are quantized already.
 
     Raises:
         SchemeError: an impossible combination.
@@ -111,8 +111,8 @@ class QuantScheme:
             raise SchemeError(
                 f"a palette has 2 to {MOST_PALETTE_BITS} bits and is symmetric; use w4-g32-palette"
             )
-        if self.method is not None and self.method not in METHODS:
-            raise SchemeError(unknown("method", str(self.method), METHODS))
+        if self.method is not None and self.method not in METHOD_NAMES:
+            raise SchemeError(unknown("method", str(self.method), METHOD_NAMES))
         check_type("minimum", self.minimum, bool)
         check_type("two_level", self.two_level, bool)
         if self.minimum and self.symmetric:
@@ -203,7 +203,7 @@ Scheme = QuantScheme | FloatScheme
 
 _TEXT = re.compile(
     rf"w(\d+)-(?:g(\d+)(x{SUPERBLOCK})?|(channel|tensor))(?:-(asym|sym|min|palette))?"
-    rf"(?:-({'|'.join(METHODS)}))?"
+    rf"(?:-({'|'.join(METHOD_NAMES)}))?"
 )
 
 BY_BITS: Mapping[int, QuantScheme] = {
@@ -239,7 +239,7 @@ def parse_scheme(text: str, *, method: bool = False) -> Scheme:
         return FloatScheme(_FLOAT_TEXTS[name])
     match = _TEXT.fullmatch(name)
     if not match or (match[6] and not method):
-        ending = "[-asym|-palette]" + (f"[-{'|-'.join(METHODS)}]" if method else "")
+        ending = "[-asym|-palette]" + (f"[-{'|-'.join(METHOD_NAMES)}]" if method else "")
         known = (*map(str, BY_BITS.values()), "w8-g32", "w4-g128", "w2-g16", *FLOAT_TAGS.values())
         raise SchemeError(
             unknown("scheme", text, known)

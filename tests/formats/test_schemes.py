@@ -10,7 +10,7 @@ from edgeq.formats.schemes import (
     BY_BITS,
     FLOAT_TAGS,
     GROUP_SIZES,
-    METHODS,
+    METHOD_NAMES,
     FloatScheme,
     FloatType,
     QuantScheme,
@@ -51,7 +51,7 @@ def test_every_number_of_bits_has_a_usual_scheme(bits: int) -> None:
     assert parse_scheme(f" {str(scheme).upper()} ") == scheme
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHOD_NAMES)
 @pytest.mark.parametrize("text", ["w4-g32", "w2-g16-asym", "w8-channel", "w3-g32-palette"])
 def test_a_scheme_may_name_its_method(text: str, method: str) -> None:
     scheme = parse_scheme(f"{text}-{method}", method=True)

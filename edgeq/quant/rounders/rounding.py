@@ -261,4 +261,5 @@ def _fit(
 ) -> WeightParams:
     if method == "rtn":  # the scale spans the whole range: nothing is cut off
         return from_range(*ranges(chunks, scheme), scheme, name, palette)
+    assert method in ("mse", "imatrix"), method  # another method needs a call of its own here
     return fit_mse(chunks, scheme, name, scratch, importance=importance, palette=palette)

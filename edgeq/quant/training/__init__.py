@@ -28,10 +28,10 @@ from edgeq.quant.rounders.rounding import quantize_tensor
 from edgeq.quant.training.adaround import reconstruct
 from edgeq.quant.training.decoder import TorchDecoder
 from edgeq.quant.training.loop import Teacher, fit
-from edgeq.quant.training.settings import METHODS, TrainingSettings
+from edgeq.quant.training.settings import TRAINING_METHODS, TrainingSettings
 from edgeq.quant.training.student import Student, float_weights
 
-__all__ = ["METHODS", "TrainingSettings", "train"]
+__all__ = ["TRAINING_METHODS", "TrainingSettings", "train"]
 
 
 def train(

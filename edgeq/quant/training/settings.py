@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgeq.core.errors import UsageError, unknown
 
-METHODS = ("distill", "qat", "adaround")
+TRAINING_METHODS = ("distill", "qat", "adaround")
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class TrainingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UsageError(unknown("training method", self.method, METHODS))
+        if self.method not in TRAINING_METHODS:
+            raise UsageError(unknown("training method", self.method, TRAINING_METHODS))
         for name in ("steps", "batch"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:

@@ -22,7 +22,7 @@ from edgeq.quant.decoder.calibrate import CalibrationText, cut_windows
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.qparams import snap_scales
 from edgeq.quant.rounders.rounding import quantize_tensor
-from edgeq.quant.training import METHODS, train
+from edgeq.quant.training import TRAINING_METHODS, train
 from edgeq.quant.training.adaround import SoftRounding
 from edgeq.quant.training.decoder import TorchDecoder
 from edgeq.quant.training.fake import FakeQuant
@@ -280,7 +280,7 @@ def test_fine_tuning_learns_the_text() -> None:
     assert score[after].nll_per_token < score[model].nll_per_token - 0.3
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINING_METHODS)
 def test_a_seed_repeats_a_run(method: str) -> None:
     model = random_model(tiny_config("llama"))
     schemes, windows = assigned(model, "w3-g32"), text(model)

@@ -1,6 +1,6 @@
 """Quantized weights of Hugging Face folders: each library's layout, its integers kept as they are.
 
-A layout is a module with a function that reads its settings, and a row of `METHODS`.
+A layout is a module with a function that reads its settings, and a row of `QUANT_METHODS`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgeq.importers.huggingface.quantized.gptq import read_gptq
 from edgeq.importers.huggingface.quantized.layout import Layout, ReadLayout, Settings
 from edgeq.importers.huggingface.quantized.mlx import read_mlx
 
-METHODS: Mapping[str, ReadLayout] = {
+QUANT_METHODS: Mapping[str, ReadLayout] = {
     "gptq": read_gptq,
     "awq": read_awq,
     "compressed-tensors": read_compressed_tensors,
@@ -55,13 +55,13 @@ def read_quantization(path: Path, raw: Mapping[str, Any]) -> Layout | None:
     if "quant_method" not in value and {"bits", "group_size"} <= set(value):
         return read_mlx(Settings(f"{path}: {key}", value))
     method = value.get("quant_method")
-    if not isinstance(method, str) or method not in METHODS:
+    if not isinstance(method, str) or method not in QUANT_METHODS:
         raise UnsupportedError(
             f"{path}: {key} has the quant_method {unread.shown(method)}, which edgeq cannot run; "
-            f"it keeps the integers of {', '.join(METHODS)} and of MLX; use one of these, or an "
-            "original F32, F16 or BF16 checkpoint"
+            f"it keeps the integers of {', '.join(QUANT_METHODS)} and of MLX; use one of these, or "
+            "an original F32, F16 or BF16 checkpoint"
         )
     rest = {name: setting for name, setting in value.items() if name != "quant_method"}
     if method == "gptq" and rest.get("packing_format"):
-        return METHODS["auto-round"](Settings(f"{path}: {key}", rest))
-    return METHODS[method](Settings(f"{path}: {key}", rest))
+        return QUANT_METHODS["auto-round"](Settings(f"{path}: {key}", rest))
+    return QUANT_METHODS[method](Settings(f"{path}: {key}", rest))
