@@ -162,16 +162,33 @@ _FAMILY: dict[str, dict[str, Any]] = {
         ),
         "dense_layers": 1,
     },
+    "gemma4": {
+        "norm_eps": 1e-6,
+        "activation": "gelu_tanh",
+        "head_dim": 12,
+        "kv_heads": 1,
+        "embed_scale": math.sqrt(44),
+        "attn_scale": 0.25,
+        "logit_softcap": 3.0,
+        "layer_input": 20,
+        "blocks": (),  # of `sharing_blocks`
+    },
 }
 
 FAMILIES = tuple(_FAMILY)
+SHARING = ("gemma4",)
+"""Families with inputs of layers, and layers that read the keys and values of others."""
 
 HYBRIDS = ("lfm2", "qwen3_5", "lfm2_moe")
 """Families with layers that have no attention."""
 MIXTURES = ("qwen3_moe", "granitemoe", "lfm2_moe")
 """Families with layers that have experts."""
-ATTENTION_FAMILIES = tuple(family for family in FAMILIES if family not in (*HYBRIDS, *MIXTURES))
+ATTENTION_FAMILIES = tuple(
+    family for family in FAMILIES if family not in (*HYBRIDS, *MIXTURES, *SHARING)
+)
 """Families that every target holds."""
+CALIBRATED = tuple(family for family in FAMILIES if family not in SHARING)
+"""Families whose layers can be run one after the other on a text, as calibration does."""
 
 _OF_BLOCKS = (
     "layers", "rope_base", "rope_base_local", "rope_dim", "rope_scaling", "rope_temperature",
@@ -233,6 +250,24 @@ def blocks(
     )
 
 
+def sharing_blocks(head_dim: int, ffn: int, window: int = 5) -> tuple[BlockSpec, ...]:
+    """Six layers as Gemma 4 has them: those with a window and those without, the latter with larger
+    heads of which a part turns; the last three read keys and values of layers 1 and 2."""
+    common: dict[str, Any] = {"norm_after": True, "qk_norm": "head", "layer_scale": True}
+    wide = head_dim + 8
+    local = {**common, "rope": RopeSpec(10000.0, head_dim), "window": window}
+    whole = {**common, "rope": RopeSpec(1e6, wide, still=wide // 2 - 3), "head_dim": wide}
+    own, shared = {"v_norm": True}, {"ffn": 2 * ffn}
+    return (
+        BlockSpec(**local, **own),
+        BlockSpec(**local, **own),
+        BlockSpec(**whole, **own),
+        BlockSpec(**local, **shared, kv_from=1),
+        BlockSpec(**local, **shared, kv_from=1),
+        BlockSpec(**whole, **shared, kv_from=2),
+    )
+
+
 def tiny_config(family: str, **over: Any) -> ModelConfig:
     """A small configuration that uses every feature of the family.
 
@@ -242,6 +277,9 @@ def tiny_config(family: str, **over: Any) -> ModelConfig:
     """
     values = {**_BASE, **_FAMILY[family], **over}
     of_blocks = {key: values.pop(key) for key in _OF_BLOCKS if key in values}
+    if family in SHARING and not values["blocks"]:
+        window = of_blocks.get("window", 5)
+        values["blocks"] = sharing_blocks(values["head_dim"], values["ffn"], window)
     if "blocks" not in values:
         values["blocks"] = blocks(values["head_dim"], **of_blocks)
     return ModelConfig(family=family, **values)
@@ -267,6 +305,8 @@ def random_model(config: ModelConfig, seed: int = 0) -> Model:
         tensors[name] = _float(decided * rng.normal(size=(n, k)) / math.sqrt(k))
     for name, shape in config.norms():
         tensors[name] = _float(1 - config.norm_offset + 0.2 * rng.normal(size=shape))
+    for name, shape in config.layer_scales():
+        tensors[name] = _float(0.8 + 0.1 * rng.normal(size=shape))
     for name, shape in config.convolutions():
         tensors[name] = _float(rng.normal(size=shape) / math.sqrt(shape[2]))
     for name, shape in config.delta_vectors():
@@ -293,7 +333,7 @@ def quantized(
     for name, _ in model.config.linears():
         if name.endswith("router.weight"):
             continue
-        chosen = embed if "embed_tokens" in name or "lm_head" in name else scheme
+        chosen = embed if "embed_tokens." in name or "lm_head" in name else scheme
         tensors[name] = rounded(model.tensors[name].numpy(), chosen)
     return replace(model, tensors=tensors)
 

@@ -86,10 +86,18 @@ def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool
 
     config = model.config
     weights = sum(math.prod(t["shape"]) for t in tensors)
-    heads = f"{config.heads} attention heads of size {config.head_dim}"
+    sizes = sorted({config.head_dim_of(i) for i in range(config.layers)})
+    widths = sorted({config.ffn_of(i) for i in range(config.layers)})
+    heads = f"{config.heads} attention heads of size {' and '.join(map(str, sizes))}"
     if config.kv_heads != config.heads:
         heads += f" ({config.kv_heads} for keys and values)"
-    attending = sum(block.mixer == "attention" for block in config.blocks)
+    attending = [i for i, block in enumerate(config.blocks) if block.mixer == "attention"]
+    cached = {
+        bits: render.human_bytes(sum(position_bytes(config, bits, i) for i in attending))
+        for bits in (8, 4, 16)
+    }
+    shared = sum(block.kv_from is not None for block in config.blocks)
+    tables = sum(model.tensors[name].nbytes for name in config.tables)
     states = sum(state_bytes(config, layer) for layer in range(config.layers))
     layers = f"{config.layers} layers"
     for mixer, kind in OTHER_MIXERS.items():
@@ -101,20 +109,27 @@ def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool
         ("parameters", render.human_count(weights)),
         (
             "architecture",
-            f"{layers}, hidden size {config.hidden}, feed-forward size {config.ffn}, {heads}",
+            f"{layers}, hidden size {config.hidden}, "
+            f"feed-forward size {' and '.join(map(str, widths))}, {heads}",
         ),
         ("context", f"{config.context} tokens"),
         (
             "KV cache",
-            f"{render.human_bytes(attending * position_bytes(config))} per token in 8 bits, "
-            f"{render.human_bytes(attending * position_bytes(config, 4))} in 4 bits, "
-            f"{render.human_bytes(attending * position_bytes(config, 16))} in 16 bits",
+            f"{cached[8]} per token in 8 bits, {cached[4]} in 4 bits, {cached[16]} in 16 bits"
+            + (f"; {shared} layers read that of others" if shared else ""),
         ),
         ("recurrent state", render.human_bytes(states) if states else ""),
         (
             "size",
             f"{render.human_bytes(model.nbytes)}, "
             f"{bits_per_weight(model.nbytes, weights):.2f} bits per weight",
+        ),
+        (
+            "  in the file",
+            f"{render.human_bytes(tables)}, a table of which only the rows of the tokens at hand "
+            "are read"
+            if tables
+            else "",
         ),
         *((f"  {kind}", text) for kind, text in _kinds(tensors)),
         (

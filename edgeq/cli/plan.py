@@ -157,6 +157,8 @@ def _text(made: Plan, known: ModelFacts) -> str:
         ["process", size(made.process_bytes), "Python, libraries, compiled kernels, tokenizer"],
         ["total", size(made.total_bytes), f"of {size(made.usable_bytes)} usable"],
     ]
+    if made.table_bytes:
+        rows.append(["in the file", size(made.table_bytes), "a table of which rows are read"])
     most = f"{made.largest_context} tokens of context" if made.largest_context else "no context"
     bits = f"{made.highest_bits} bits per weight" if made.highest_bits else "no number of bits"
     reach = f"at most: {most} with these weights; {bits} with {made.context} tokens of context"

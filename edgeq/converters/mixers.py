@@ -39,6 +39,43 @@ class AttentionOnly:
         """
         raise UnsupportedError(f"this target's graphs hold no gate on attention's output ({name})")
 
+    def attend_shared(self, name: str, layer: int, q: Any) -> NoReturn:
+        """Refuse attention over another layer's keys; `check_attention_only` does so before any
+        work.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(f"this target's graphs hold no keys of another layer ({name})")
+
+    def plain_norm(self, name: str, x: Any) -> NoReturn:
+        """Refuse a norm of values, as `check_attention_only` does.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(f"this target's graphs hold no norm without a weight ({name})")
+
+    def layer_embed(self, name: str) -> NoReturn:
+        """Refuse inputs of layers, as `check_attention_only` does.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(f"this target's graphs hold no inputs of layers ({name})")
+
+    def layer_input(self, name: str, x: Any, layer: int) -> NoReturn:
+        """Refuse a layer's own input, as `layer_embed` does."""
+        self.layer_embed(name)
+
+    def weighted(self, name: str, x: Any, weight: str) -> NoReturn:
+        """Refuse the scale of a layer, as `check_attention_only` does.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(f"this target's graphs hold no scales of layers ({name})")
+
     def route(self, name: str, layer: int, logits: Any) -> NoReturn:
         """Refuse experts.
 
@@ -58,7 +95,7 @@ class AttentionOnly:
 
 def check_attention_only(config: ModelConfig, runtime: str) -> None:
     """Refuse a model with layers that mix positions otherwise than by attention without a gate, or
-    that have experts.
+    that have experts, inputs or sizes of their own, or keys and values of another layer.
 
     Args:
         config: of the model.
@@ -84,6 +121,7 @@ def check_attention_only(config: ModelConfig, runtime: str) -> None:
             f"have attention with an output gate, which edgeq does not write for {runtime}; run "
             "the model with edgeq's own engine"
         )
+    check_uniform(config, runtime)
     mixtures = [i for i, block in enumerate(config.blocks) if block.experts is not None]
     if config.experts is not None:
         raise UnsupportedError(
@@ -91,6 +129,51 @@ def check_attention_only(config: ModelConfig, runtime: str) -> None:
             f"{mixtures[0]} the first, are mixtures of {config.experts.count} "
             f"experts, which edgeq does not write for {runtime}; run the model with edgeq's own "
             "engine, or convert it to GGUF"
+        )
+
+
+_OWN = {
+    "kv_from": "read the keys and values of another layer (kv_from)",
+    "v_norm": "norm the values of attention (v_norm)",
+    "head_dim": "have a head_dim of their own",
+    "ffn": "have a feed-forward of a width of their own (ffn)",
+    "layer_scale": "multiply the residual stream by a number (layer_scale)",
+}
+"""Fields of a block that no target but edgeq's engine computes -> what such layers do."""
+
+
+def check_uniform(config: ModelConfig, runtime: str) -> None:
+    """Refuse a model with inputs of layers, or whose layers differ in what `_OWN` names.
+
+    Args:
+        config: of the model.
+        runtime: what the target is written for, for the message.
+
+    Raises:
+        UnsupportedError: names the field of the blocks, how many layers have it, and the first.
+    """
+    if config.layer_input:
+        raise UnsupportedError(
+            f"each of {config.layers} layers of the model has an input of {config.layer_input} "
+            f"values of its own (layer_input), which edgeq does not write for {runtime}; run the "
+            "model with edgeq's own engine"
+        )
+    for field, what in _OWN.items():
+        layers = [
+            i for i, block in enumerate(config.blocks) if getattr(block, field) not in (None, False)
+        ]
+        if layers:
+            raise UnsupportedError(
+                f"{len(layers)} of {config.layers} layers of the model, layer {layers[0]} the "
+                f"first, {what}, which edgeq does not write for {runtime}; run the model with "
+                "edgeq's own engine"
+            )
+    still = [i for i, block in enumerate(config.blocks) if block.rope and block.rope.still]
+    if still:
+        raise UnsupportedError(
+            f"rotary pairs of {len(still)} of {config.layers} layers of the model, layer "
+            f"{still[0]} the first, keep still (rope.still), which edgeq does not write for "
+            f"{runtime}; run the model with edgeq's own engine"
         )
 
 

@@ -67,8 +67,15 @@ class ModelFacts:
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of all tensors as the engine holds them."""
-        return sum(t.run_bytes for t in self.tensors.values())
+        """Bytes of all tensors as the engine holds them, but for `table_bytes`."""
+        return sum(t.run_bytes for t in self.tensors.values()) - self.table_bytes
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the tables that stay in the model's file, of which only the rows of the tokens
+        at hand are read."""
+        tables = (self.tensors[name] for name in self.config.tables)
+        return sum(t.run_bytes for t in tables if t.run_bytes == t.nbytes)
 
     @property
     def decoded(self) -> int:
@@ -101,7 +108,7 @@ class ModelFacts:
         products = sum(
             n * k * config.tokens_share(name)
             for name, (n, k) in config.linears()
-            if name not in (EMBEDDING, "lm_head.weight")
+            if name not in (EMBEDDING, "lm_head.weight", *config.tables)
         )
         return int(products)
 

@@ -46,6 +46,8 @@ class Plan:
         fits: whether all of it fits in the usable memory.
         weights_bytes, kv_bytes, scratch_bytes, process_bytes: what is held.
         draft_bytes: all that a draft model takes; 0 without one.
+        table_bytes: of the weights that stay in the model's file, where only rows of them are read;
+            they are not in the other figures.
         usable_bytes: what the device can give one process.
         headroom_bytes: what is left; negative where it does not fit.
         largest_context: tokens that would fit, 0 if the weights alone do not.
@@ -74,6 +76,7 @@ class Plan:
     scratch_bytes: int
     process_bytes: int
     draft_bytes: int
+    table_bytes: int
     usable_bytes: int
     headroom_bytes: int
     largest_context: int
@@ -205,6 +208,7 @@ def plan(
         scratch_bytes=memory.scratch(context),
         process_bytes=memory.process,
         draft_bytes=memory.drafting,
+        table_bytes=stored.table_bytes,
         usable_bytes=usable,
         headroom_bytes=usable - total,
         largest_context=_largest(config.context, lambda n: memory.whole(stored, n) <= usable),
@@ -339,6 +343,11 @@ def _assumptions(
     if bits is not None:
         assumptions.append(
             f"the model is quantized to {facts.scheme}, embedding and output head to 8 bits"
+        )
+    if facts.table_bytes:
+        assumptions.append(
+            f"a table of {_mib(facts.table_bytes)} stays in the model's file: of each token one "
+            "row is read, which the system may keep in memory that nothing else needs"
         )
     if facts.decoded:
         assumptions.append(

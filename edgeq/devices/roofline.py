@@ -114,12 +114,12 @@ class Speed:
     def _attention(self, cached: int) -> float:
         assert self._read is not None
         config = self._facts.config
-        seen = positions_seen(config, cached)
+        seen = values_seen(config, cached)
         reading = cache_read_bytes(config, cached, self._kv_bits) / self._read
         if self._multiply is None:
             return reading
         products = self._key_cost * config.kv_heads + self._query_cost * config.heads
-        return max(reading, products * config.head_dim * seen / self._multiply)
+        return max(reading, products * seen / self._multiply)
 
     def prefill_seconds(self, tokens: int, cached: int = 0) -> float | None:
         """Seconds for a prompt after ``cached`` tokens; None where the weights are floats or the
@@ -128,8 +128,8 @@ class Speed:
             return None
         config = self._facts.config
         head = config.hidden * config.vocab
-        seen = sum(positions_seen(config, cached + n) for n in range(tokens))
-        attention = self._query_cost * config.heads * config.head_dim * seen
+        seen = sum(values_seen(config, cached + n) for n in range(tokens))
+        attention = self._query_cost * config.heads * seen
         products = tokens * self._facts.token_products + head + attention
         read = self._facts.bytes_read_by(tokens)
         reading = read / self._read if self._read else 0.0
@@ -145,8 +145,11 @@ def cache_read_bytes(config: ModelConfig, cached: int, kv_bits: int) -> int:
     )
 
 
-def positions_seen(config: ModelConfig, cached: int) -> int:
-    """Cached positions that a token attends to, summed over the layers that have attention."""
+def values_seen(config: ModelConfig, cached: int) -> int:
+    """Values of a head at the cached positions that a token attends to, summed over the layers that
+    have attention."""
     return sum(
-        block.positions_seen(cached) for block in config.blocks if block.mixer == "attention"
+        block.positions_seen(cached) * config.head_dim_of(layer)
+        for layer, block in enumerate(config.blocks)
+        if block.mixer == "attention"
     )

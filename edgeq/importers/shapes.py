@@ -121,6 +121,8 @@ def random_model(
     for name, size in config.norms():
         # all norms scale by one
         tensors[name] = FloatTensor("float32", np.full(size, 1.0 - config.norm_offset, np.float32))
+    for name, size in config.layer_scales():
+        tensors[name] = FloatTensor("float32", np.ones(size, np.float32))
     for name, (channels, _, taps) in config.convolutions():
         weights = rng.standard_normal((channels, 1, taps), np.float32) / taps**0.5
         tensors[name] = FloatTensor("float32", weights)

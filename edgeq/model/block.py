@@ -43,6 +43,13 @@ IN_QKV, IN_Z = "linear_attn.in_proj_qkv", "linear_attn.in_proj_z"
 IN_B, IN_A = "linear_attn.in_proj_b", "linear_attn.in_proj_a"
 DELTA_CONV, DELTA_NORM = "linear_attn.conv1d", "linear_attn.norm"
 DELTA_OUT, A_LOG, DT_BIAS = "linear_attn.out_proj", "linear_attn.A_log", "linear_attn.dt_bias"
+INPUT_GATE, INPUT_PROJ = "per_layer_input_gate", "per_layer_projection"
+INPUT_NORM, LAYER_SCALE = "post_per_layer_input_norm", "layer_scalar"
+
+
+_FLAGS = (
+    "norm_before", "norm_after", "qk_norm_last", "output_gate", "causal", "v_norm", "layer_scale",
+)  # fmt: skip
 
 
 def tensor_name(layer: int, part: str) -> str:
@@ -55,7 +62,7 @@ def tensor_name(layer: int, part: str) -> str:
         'model.layers.3.linear_attn.A_log'
     """
     name = f"model.layers.{layer}.{part}"
-    return name if part in (A_LOG, DT_BIAS) else f"{name}.weight"
+    return name if part in (A_LOG, DT_BIAS, LAYER_SCALE) else f"{name}.weight"
 
 
 def expert_part(expert: int, part: str) -> str:
@@ -227,6 +234,13 @@ class BlockSpec:
         experts: the experts of the feed-forward, or None where it is a single one.
         causal: a position sees none that comes after it. Where it is false, attention sees those
             after it too, as far as those before it: ``window`` - 1 on each side, or all.
+        head_dim: values of a head of the layer, or None for that of `ModelConfig` (Gemma 4).
+        ffn: the width of the layer's feed-forward, or None for that of `ModelConfig` (Gemma 4).
+        v_norm: RMS norm of the values of each head, without a weight (Gemma 4).
+        kv_from: the layer whose keys and values attention reads in place of its own, or None. Such
+            a layer has no projections of keys and values and no cache (Gemma 4).
+        layer_scale: the residual stream is multiplied by a number of the layer, which is a tensor,
+            after the layer (Gemma 4).
 
     Raises:
         FormatError: a value of the wrong type or out of range.
@@ -249,6 +263,11 @@ class BlockSpec:
     delta: DeltaSpec | None = None
     experts: ExpertsSpec | None = None
     causal: bool = True
+    head_dim: int | None = None
+    ffn: int | None = None
+    v_norm: bool = False
+    kv_from: int | None = None
+    layer_scale: bool = False
 
     def __post_init__(self) -> None:
         if self.mixer not in get_args(Mixer):
@@ -256,7 +275,7 @@ class BlockSpec:
                 f"model config: mixer {self.mixer!r} is not supported; "
                 f"supported: {', '.join(get_args(Mixer))}"
             )
-        for name in ("norm_before", "norm_after", "qk_norm_last", "output_gate", "causal"):
+        for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise FormatError(
                     f"model config: {name} is {getattr(self, name)!r}; it must be true or false"
@@ -286,12 +305,38 @@ class BlockSpec:
             raise FormatError(
                 f"model config: experts is {self.experts!r}; it must be an ExpertsSpec or None"
             )
+        self._check_own_sizes()
         if self.mixer != "attention":
             self._check_without_attention()
         if (self.mixer == "gated_delta_net") != isinstance(self.delta, DeltaSpec):
             raise FormatError(
                 f"model config: delta is {self.delta!r} and mixer {self.mixer!r}; it must be a "
                 "DeltaSpec for a gated delta net, and absent for other mixers"
+            )
+
+    def _check_own_sizes(self) -> None:
+        """Check what a layer has in place of the model's sizes, and whose keys it reads."""
+        for name in ("head_dim", "ffn"):
+            value = getattr(self, name)
+            if value is not None and (not is_count(value) or value < 1):
+                raise FormatError(
+                    f"model config: {name} of a layer is {value!r}; it must be a positive whole "
+                    f"number of at most {MAX_SIZE}, or absent"
+                )
+        if self.ffn is not None and self.experts is not None:
+            raise FormatError(
+                f"model config: ffn of a layer with experts is {self.ffn!r}; the experts have a "
+                "width of their own, so it must be absent"
+            )
+        if self.kv_from is not None and not is_count(self.kv_from):
+            raise FormatError(
+                f"model config: kv_from is {self.kv_from!r}; it must be the number of a layer, or "
+                "absent"
+            )
+        if self.kv_from is not None and (self.v_norm or self.qk_norm == "all"):
+            raise FormatError(
+                "model config: a layer that reads the keys and values of another norms neither; "
+                "v_norm must be absent, and qk_norm 'head' or absent"
             )
 
     def _check_without_attention(self) -> None:
@@ -301,8 +346,8 @@ class BlockSpec:
                 f"model config: window is absent; a {kind} needs it, as the number of positions "
                 f"that {'it' if self.mixer == 'short_conv' else 'its convolution'} sees"
             )
-        for name in ("rope", "qk_norm", "output_gate"):
-            if getattr(self, name):
+        for name in ("rope", "qk_norm", "output_gate", "head_dim", "v_norm", "kv_from"):
+            if getattr(self, name) not in (None, False):
                 raise FormatError(
                     f"model config: {name} is {getattr(self, name)!r}; a {kind} has "
                     "none, so it must be absent"

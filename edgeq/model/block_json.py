@@ -23,7 +23,7 @@ FLAT_KEYS = (
 
 _OPTIONAL = frozenset((
     "attention_factor", "beta_fast", "beta_slow", "truncate", "short_factors", "long_factors",
-    "temperature", "temperature_length",
+    "temperature", "temperature_length", "still",
 ))  # fmt: skip
 """Keys of a rope and of its scaling that are absent where they have their default."""
 
@@ -102,8 +102,11 @@ def blocks_from_flat(data: Mapping[str, Any]) -> tuple[BlockSpec, ...]:
 def _described(block: BlockSpec) -> dict[str, Any]:
     """A block without the keys that it does not need and that older readers do not know."""
     values = asdict(block)
-    for name in ("qk_norm_last", "output_gate", "delta", "experts"):
+    for name in ("qk_norm_last", "output_gate", "delta", "experts", "v_norm", "layer_scale"):
         if not values[name]:
+            del values[name]
+    for name in ("head_dim", "ffn", "kv_from"):
+        if values[name] is None:
             del values[name]
     if block.causal:
         del values["causal"]

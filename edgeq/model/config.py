@@ -26,8 +26,12 @@ from edgeq.model.block import (
     IN_B,
     IN_QKV,
     IN_Z,
+    INPUT_GATE,
+    INPUT_NORM,
+    INPUT_PROJ,
     K_NORM,
     K_PROJ,
+    LAYER_SCALE,
     O_PROJ,
     Q_NORM,
     Q_PROJ,
@@ -50,8 +54,12 @@ Activation = Literal["silu", "gelu_tanh"]
 _SIZES = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context")
 _POSITIVE = ("norm_eps", "embed_scale", "attn_scale", "residual_scale", "logit_scale")
 _CAPS = ("attn_softcap", "logit_softcap")
-_LATER = ("residual_scale", "logit_scale", *_CAPS)
+_LATER = ("residual_scale", "logit_scale", *_CAPS, "layer_input")
 """Fields that are written to artifacts only where they differ from what older versions compute."""
+LAYER_TABLE = "model.embed_tokens_per_layer.weight"
+LAYER_PROJECTION = "model.per_layer_model_projection.weight"
+LAYER_PROJECTION_NORM = "model.per_layer_projection_norm.weight"
+"""What the inputs that each layer has of its own are made of."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,8 @@ class ModelConfig:
         attn_softcap: c of ``c * tanh(x / c)``, which the scaled attention scores go through, or
             None.
         logit_softcap: the same of the scaled logits.
+        layer_input: values of the input of its own that each layer has for every token, from an
+            embedding of all layers together and from the token's embedding; 0 for none (Gemma 4).
         tied: the head is the embedding matrix.
         bos, eos: token ids; eos may be several.
     """
@@ -96,6 +106,7 @@ class ModelConfig:
     logit_scale: float = 1.0
     attn_softcap: float | None = None
     logit_softcap: float | None = None
+    layer_input: int = 0
     tied: bool = True
     bos: int | None = None
     eos: tuple[int, ...] = ()
@@ -109,16 +120,38 @@ class ModelConfig:
             )
         if not self.attn_scale:
             object.__setattr__(self, "attn_scale", self.head_dim**-0.5)
-        for rope in self.ropes:
-            if rope.dim > self.head_dim:
+        for layer, block in enumerate(self.blocks):
+            self._check_rope(block.rope, self.head_dim_of(layer))
+            self._check_source(layer, block)
+
+    def _check_rope(self, rope: RopeSpec | None, head_dim: int) -> None:
+        if rope is not None and rope.dim > head_dim:
+            raise FormatError(
+                f"model config: rope dim is {rope.dim}; it must be at most head_dim {head_dim}"
+            )
+        if rope is not None and rope.temperature and rope.dim != head_dim:
+            raise FormatError(
+                f"model config: rope dim is {rope.dim}; with a temperature it must be "
+                f"head_dim {head_dim}"
+            )
+
+    def _check_source(self, layer: int, block: BlockSpec) -> None:
+        """Check that a layer may read the keys and values of the layer that it names."""
+        if block.kv_from is None:
+            return
+        source = self.blocks[block.kv_from] if block.kv_from < layer else None
+        if source is None or source.mixer != "attention" or source.kv_from is not None:
+            raise FormatError(
+                f"model config: layer {layer} reads the keys and values of layer {block.kv_from}; "
+                "that must be a layer before it with keys and values of its own"
+            )
+        for name in ("head_dim", "window", "causal"):
+            ours, theirs = getattr(block, name), getattr(source, name)
+            if ours != theirs:
                 raise FormatError(
-                    f"model config: rope dim is {rope.dim}; "
-                    f"it must be at most head_dim {self.head_dim}"
-                )
-            if rope.temperature and rope.dim != self.head_dim:
-                raise FormatError(
-                    f"model config: rope dim is {rope.dim}; with a temperature it must be "
-                    f"head_dim {self.head_dim}"
+                    f"model config: {name} of layer {layer} is {ours!r}, and of layer "
+                    f"{block.kv_from}, whose keys and values it reads, {theirs!r}; both must be "
+                    "the same"
                 )
 
     def _check_values(self) -> None:
@@ -153,6 +186,11 @@ class ModelConfig:
                 raise FormatError(
                     f"model config: {name} is {value!r}; it must be above 0, or absent"
                 )
+        if not is_count(self.layer_input):
+            raise FormatError(
+                f"model config: layer_input is {self.layer_input!r}; it must be a whole number of "
+                f"at most {MAX_SIZE}, or 0"
+            )
         if not is_finite(self.norm_offset):
             raise FormatError(
                 f"model config: norm_offset is {self.norm_offset!r}; it must be a number"
@@ -191,10 +229,33 @@ class ModelConfig:
     @property
     def mix_width(self) -> int:
         """Most values of a position that the mixer of a layer gives to its output projection."""
-        widths = {"attention": self.heads * self.head_dim, "short_conv": self.hidden}
+        widths = {"attention": self.heads * self.widest_head, "short_conv": self.hidden}
         return max(
             block.delta.values if block.delta else widths[block.mixer] for block in self.blocks
         )
+
+    def head_dim_of(self, layer: int) -> int:
+        """Values of a head of a layer."""
+        return self.blocks[layer].head_dim or self.head_dim
+
+    def ffn_of(self, layer: int) -> int:
+        """The width of a layer's feed-forward."""
+        return self.blocks[layer].ffn or self.ffn
+
+    def kv_layer(self, layer: int) -> int:
+        """The layer whose cache a layer's attention reads: itself, but for shared ones."""
+        source = self.blocks[layer].kv_from
+        return layer if source is None else source
+
+    @property
+    def widest_head(self) -> int:
+        """Most values of a head of any layer."""
+        return max(self.head_dim_of(layer) for layer in range(self.layers))
+
+    @property
+    def widest_ffn(self) -> int:
+        """The width of the widest feed-forward."""
+        return max(self.ffn_of(layer) for layer in range(self.layers))
 
     @property
     def ropes(self) -> tuple[RopeSpec, ...]:
@@ -230,8 +291,11 @@ class ModelConfig:
     def linears(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Names and shapes [N, K] of every matrix the decoder multiplies by, embedding included."""
         yield "model.embed_tokens.weight", (self.vocab, self.hidden)
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        if self.layer_input:
+            yield LAYER_TABLE, (self.vocab, self.layers * self.layer_input)
+            yield LAYER_PROJECTION, (self.layers * self.layer_input, self.hidden)
         for i, block in enumerate(self.blocks):
+            q, kv = (heads * self.head_dim_of(i) for heads in (self.heads, self.kv_heads))
             if block.mixer == "short_conv":
                 for part in (B_PROJ, C_PROJ, X_PROJ, CONV_OUT):
                     yield tensor_name(i, part), (self.hidden, self.hidden)
@@ -243,17 +307,21 @@ class ModelConfig:
                 yield tensor_name(i, DELTA_OUT), (self.hidden, block.delta.values)
             else:
                 yield tensor_name(i, Q_PROJ), (q, self.hidden)
-                yield tensor_name(i, K_PROJ), (kv, self.hidden)
-                yield tensor_name(i, V_PROJ), (kv, self.hidden)
+                if block.kv_from is None:
+                    yield tensor_name(i, K_PROJ), (kv, self.hidden)
+                    yield tensor_name(i, V_PROJ), (kv, self.hidden)
                 if block.output_gate:
                     yield tensor_name(i, G_PROJ), (q, self.hidden)
                 yield tensor_name(i, O_PROJ), (self.hidden, q)
             yield from self._feed_forward(i)
+            if self.layer_input:
+                yield tensor_name(i, INPUT_GATE), (self.layer_input, self.hidden)
+                yield tensor_name(i, INPUT_PROJ), (self.hidden, self.layer_input)
         if not self.tied:
             yield "lm_head.weight", (self.vocab, self.hidden)
 
     def _feed_forward(self, i: int) -> Iterator[tuple[str, tuple[int, int]]]:
-        experts, ffn = self.blocks[i].experts, self.ffn
+        experts, ffn = self.blocks[i].experts, self.ffn_of(i)
         parts = [(GATE_PROJ, UP_PROJ, DOWN_PROJ)]
         if experts is not None:
             yield tensor_name(i, ROUTER), (experts.count, self.hidden)
@@ -270,22 +338,32 @@ class ModelConfig:
 
     def norms(self) -> Iterator[tuple[str, tuple[int]]]:
         """Names and shapes of every norm weight, but for those inside gated delta nets."""
+        if self.layer_input:
+            yield LAYER_PROJECTION_NORM, (self.layer_input,)
         for i, block in enumerate(self.blocks):
-            q, k = self.heads * self.head_dim, self.kv_heads * self.head_dim
+            q, k = (heads * self.head_dim_of(i) for heads in (self.heads, self.kv_heads))
             if block.qk_norm == "head":
-                q = k = self.head_dim
+                q = k = self.head_dim_of(i)
+            own_keys = block.qk_norm and block.kv_from is None
             parts = (
                 (block.attention_norm, self.hidden),
                 (Q_NORM if block.qk_norm else None, q),
-                (K_NORM if block.qk_norm else None, k),
+                (K_NORM if own_keys else None, k),
                 (block.attention_post_norm, self.hidden),
                 (block.feed_forward_norm, self.hidden),
                 (block.feed_forward_post_norm, self.hidden),
+                (INPUT_NORM if self.layer_input else None, self.hidden),
             )
             for part, size in parts:
                 if part:
                     yield tensor_name(i, part), (size,)
         yield "model.norm.weight", (self.hidden,)
+
+    def layer_scales(self) -> Iterator[tuple[str, tuple[int]]]:
+        """Names and shapes of the numbers that the residual stream is multiplied by."""
+        for i, block in enumerate(self.blocks):
+            if block.layer_scale:
+                yield tensor_name(i, LAYER_SCALE), (1,)
 
     def convolutions(self) -> Iterator[tuple[str, tuple[int, int, int]]]:
         """Names and shapes [channels, 1, taps] of the weights of short convolutions."""
@@ -312,9 +390,10 @@ class ModelConfig:
 
     def floats(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Names and shapes of all weights that no matrix is made of and that stay floating point:
-        norms, convolutions, the vectors of gated delta nets, and the biases by which experts are
-        chosen."""
+        norms, convolutions, the vectors of gated delta nets, the biases by which experts are
+        chosen, and the scales of layers."""
         yield from self.norms()
+        yield from self.layer_scales()
         yield from self.convolutions()
         yield from self.delta_vectors()
         yield from self.choice_biases()
@@ -326,16 +405,25 @@ class ModelConfig:
                 yield name.removesuffix("weight") + "bias", (n,)
 
     def tokens_share(self, name: str) -> Fraction:
-        """The share of tokens that go through a matrix: all, but of an expert's.
+        """The share of tokens that go through a matrix: all, but of an expert's; and the share of
+        a table's rows that a token reads.
 
         Example:
             >>> from edgeq.importers.shapes import shape
             >>> shape("qwen3-30b-a3b").tokens_share("model.layers.0.mlp.experts.3.up_proj.weight")
             Fraction(1, 16)
         """
+        if name in self.tables:
+            return Fraction(1, self.vocab)
         if self.experts is None or not of_any_expert(name)[1]:
             return Fraction(1)
         return Fraction(self.experts.chosen, self.experts.count)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the matrices of which only the rows of the tokens at hand are ever read, so that
+        they stay in their file. (The embedding is often the head too.)"""
+        return (LAYER_TABLE,) if self.layer_input else ()
 
     @property
     def head_name(self) -> str:

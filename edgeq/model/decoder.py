@@ -5,10 +5,15 @@ torch tensor, a value of a graph. The name given to a step is the name of its re
 every builder, so that results of two backends can be compared and the first that differs named:
 
     embed                            [T, hidden]
+    layer_proj                       [T, L*P] of L layers, if layer_input is P; and its multiple
+                                     layer_proj_scaled
+    layer_proj_norm, layer_embed     [T, L, P] each, their sum layer_sum, and its multiple
+                                     layer_inputs
     layers.{i}.attn_norm             [T, hidden]                   if norm_before
     layers.{i}.q, .k, .v             [T, H*D], [T, Hkv*D] twice, biases added
     layers.{i}.q_norm, .k_norm       [T, H, D], [T, Hkv, D]        if qk_norm is "head"
                                      [T, H*D], [T, Hkv*D]          if qk_norm is "all"
+    layers.{i}.v_norm                [T, Hkv, D]                   if v_norm
     layers.{i}.q_rope, .k_rope       [T, H, D], [T, Hkv, D]        if the layer has positions
     layers.{i}.g                     [T, H*D]                      if output_gate
     layers.{i}.b, .c, .x             [T, hidden] each, of a short convolution in place of q, k, v
@@ -32,6 +37,12 @@ every builder, so that results of two backends can be compared and the first tha
     layers.{i}.experts               [T, hidden]  the sum of weight * down of the chosen experts
     layers.{i}.mlp_post_norm         [T, hidden]                   if norm_after
     layers.{i}.mlp_scaled            [T, hidden]                   if residual_scale is not 1
+    layers.{i}.mlp_out               [T, hidden]  the residual stream after the feed-forward, if the
+                                     layer has an input or a scale of its own
+    layers.{i}.input                 [T, P]  the layer's own input, if layer_input is P
+    layers.{i}.input_gate            [T, P]; and input_act: activation(input_gate) * input
+    layers.{i}.input_proj, .input_norm  [T, hidden] each
+    layers.{i}.input_out             [T, hidden]  the sum with the stream, if layer_scale
     layers.{i}.out                   [T, hidden]  the residual stream after the layer
     final_norm                       [T, hidden]
     head                             [T, V] or, if the builder keeps only the last, [1, V]; only if
@@ -64,8 +75,12 @@ from edgeq.model.block import (
     IN_B,
     IN_QKV,
     IN_Z,
+    INPUT_GATE,
+    INPUT_NORM,
+    INPUT_PROJ,
     K_NORM,
     K_PROJ,
+    LAYER_SCALE,
     O_PROJ,
     Q_NORM,
     Q_PROJ,
@@ -78,23 +93,27 @@ from edgeq.model.block import (
     expert_part,
     tensor_name,
 )
-from edgeq.model.config import ModelConfig
+from edgeq.model.config import LAYER_PROJECTION, LAYER_PROJECTION_NORM, ModelConfig
 from edgeq.model.rope_spec import RopeSpec
 
 V = TypeVar("V")
 
 LAYER_STEPS = (
-    "attn_norm", "q", "k", "v", "g", "q_norm", "k_norm", "q_rope", "k_rope", "b", "c", "x", "qkv",
-    "z", "beta", "decay", "mix", "gated_mix", "o", "attn_post_norm", "attn_scaled", "attn_out",
-    "mlp_norm", "gate", "up", "act", "down", "router", "routing", "experts", "mlp_post_norm",
-    "mlp_scaled", "out",
+    "attn_norm", "q", "k", "v", "g", "q_norm", "k_norm", "v_norm", "q_rope", "k_rope", "b", "c",
+    "x", "qkv", "z", "beta", "decay", "mix", "gated_mix", "o", "attn_post_norm", "attn_scaled",
+    "attn_out", "mlp_norm", "gate", "up", "act", "down", "router", "routing", "experts",
+    "mlp_post_norm", "mlp_scaled", "mlp_out", "input", "input_gate", "input_act", "input_proj",
+    "input_norm", "input_out", "out",
 )  # fmt: skip
 """What follows ``layers.{i}.`` in the name of a result, in order.
 
 With ``qk_norm_last`` the norms of q and k follow their rotation."""
 HEAD_STEPS = ("head", "head_scaled", "logits")
 """Names of the results that have a row for each position, or one for the last."""
-OUTER_STEPS = ("embed", "final_norm", *HEAD_STEPS)
+OUTER_STEPS = (
+    "embed", "layer_proj", "layer_proj_scaled", "layer_proj_norm", "layer_embed", "layer_sum",
+    "layer_inputs", "final_norm", *HEAD_STEPS,
+)  # fmt: skip
 """Names of the results before and after the layers."""
 
 
@@ -130,6 +149,23 @@ class Builder(Protocol[V]):
         A position sees what ``config.blocks[layer].window`` says; scores are capped by
         ``attn_softcap``.
         """
+
+    def attend_shared(self, name: str, layer: int, q: V) -> V:
+        """Attention of q [T, H, D] over the keys and values of the layer that
+        ``config.blocks[layer].kv_from`` names, which has appended those of this pass: [T, H*D]."""
+
+    def plain_norm(self, name: str, x: V) -> V:
+        """RMS norm of x along its last axis, without a weight."""
+
+    def layer_embed(self, name: str) -> V:
+        """Rows of the table `edgeq.model.config.LAYER_TABLE` of this pass's tokens, times the root
+        of ``layer_input``: [T, L, P] of L layers. No other row of the table is read."""
+
+    def layer_input(self, name: str, x: V, layer: int) -> V:
+        """The values [T, P] of a layer in x [T, L, P]."""
+
+    def weighted(self, name: str, x: V, weight: str) -> V:
+        """x times the named number, a tensor of one value."""
 
     def short_conv(self, name: str, layer: int, b: V, c: V, x: V, weight: str) -> V:
         """c times a causal convolution of (b * x), each [T, hidden], channel by channel.
@@ -183,17 +219,55 @@ class Builder(Protocol[V]):
 def decoder(b: Builder[V], config: ModelConfig) -> V:
     """Build the whole decoder; returns its logits."""
     x = b.embed("embed")
+    inputs = layer_inputs(b, config, x) if config.layer_input else None
     for i in range(config.layers):
-        x = layer(b, config, i, x)
+        x = layer(b, config, i, x, inputs)
     return head(b, config, head_in(b, x))
 
 
-def layer(b: Builder[V], config: ModelConfig, i: int, x: V) -> V:
-    """The residual stream [T, hidden] after layer i, from the one before it."""
+def layer_inputs(b: Builder[V], config: ModelConfig, x: V) -> V:
+    """The inputs that the layers have of their own [T, L, P], from the embeddings [T, hidden].
+
+    The mean of two parts but for a factor of the root of 2: a norm of a projection of the
+    embedding, and the token's row in a table for all layers.
+    """
+    rows = b.linear("layer_proj", x, LAYER_PROJECTION)
+    rows = b.scaled("layer_proj_scaled", rows, config.hidden**-0.5)
+    rows = b.heads("layer_heads", rows, config.layers)
+    rows = b.norm("layer_proj_norm", rows, LAYER_PROJECTION_NORM)
+    rows = b.add("layer_sum", rows, b.layer_embed("layer_embed"))
+    return b.scaled("layer_inputs", rows, 2**-0.5)
+
+
+def layer(b: Builder[V], config: ModelConfig, i: int, x: V, inputs: V | None = None) -> V:
+    """The residual stream [T, hidden] after layer i, from the one before it.
+
+    Args:
+        b: the builder.
+        config: of the model.
+        i: which layer.
+        x: the stream before it.
+        inputs: the result of `layer_inputs`, of a model that has them.
+    """
+    at, scaled = f"layers.{i}.", config.blocks[i].layer_scale
     mix = attention_mix(b, config, i, attention_in(b, config, i, x))
-    x = b.add(f"layers.{i}.attn_out", x, attention_out(b, config, i, mix))
+    x = b.add(at + "attn_out", x, attention_out(b, config, i, mix))
     h = feed_forward_in(b, config, i, x)
-    return b.add(f"layers.{i}.out", x, feed_forward(b, config, i, h))
+    last = inputs is None and not scaled
+    x = b.add(at + ("out" if last else "mlp_out"), x, feed_forward(b, config, i, h))
+    if inputs is not None:
+        own = _own_input(b, i, x, b.layer_input(at + "input", inputs, i))
+        x = b.add(at + ("input_out" if scaled else "out"), x, own)
+    return b.weighted(at + "out", x, tensor_name(i, LAYER_SCALE)) if scaled else x
+
+
+def _own_input(b: Builder[V], i: int, x: V, own: V) -> V:
+    """What a layer's own input [T, P] adds to the residual stream x [T, hidden]."""
+    at = f"layers.{i}."
+    gate = b.linear(at + "input_gate", x, tensor_name(i, INPUT_GATE))
+    act = b.gated(at + "input_act", gate, own)
+    out = b.linear(at + "input_proj", act, tensor_name(i, INPUT_PROJ))
+    return b.norm(at + "input_norm", out, tensor_name(i, INPUT_NORM))
 
 
 def attention_in(b: Builder[V], config: ModelConfig, i: int, x: V) -> V:
@@ -215,6 +289,8 @@ def attention_mix(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
         beta = b.linear(at + "beta", h, tensor_name(i, IN_B))
         decay = b.linear(at + "decay", h, tensor_name(i, IN_A))
         return b.delta_net(at + "mix", i, qkv, z, beta, decay)
+    if block.kv_from is not None:
+        return _shared_mix(b, config, i, h)
     q = b.linear(at + "q", h, tensor_name(i, Q_PROJ))
     k = b.linear(at + "k", h, tensor_name(i, K_PROJ))
     v = b.linear(at + "v", h, tensor_name(i, V_PROJ))
@@ -225,6 +301,8 @@ def attention_mix(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
     q = b.heads(at + "q_heads", q, config.heads)
     k = b.heads(at + "k_heads", k, config.kv_heads)
     v = b.heads(at + "v_heads", v, config.kv_heads)
+    if block.v_norm:
+        v = b.plain_norm(at + "v_norm", v)
     if block.qk_norm == "head" and not block.qk_norm_last:
         q = b.norm(at + "q_norm", q, tensor_name(i, Q_NORM))
         k = b.norm(at + "k_norm", k, tensor_name(i, K_NORM))
@@ -235,6 +313,22 @@ def attention_mix(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
         q = b.norm(at + "q_norm", q, tensor_name(i, Q_NORM))
         k = b.norm(at + "k_norm", k, tensor_name(i, K_NORM))
     mix = b.attend(at + "mix", i, q, k, v)
+    return mix if gate is None else b.output_gate(at + "gated_mix", mix, gate)
+
+
+def _shared_mix(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
+    """`attention_mix` of a layer that reads the keys and values of another."""
+    block, at = config.blocks[i], f"layers.{i}."
+    q = b.linear(at + "q", h, tensor_name(i, Q_PROJ))
+    gate = b.linear(at + "g", h, tensor_name(i, G_PROJ)) if block.output_gate else None
+    q = b.heads(at + "q_heads", q, config.heads)
+    if block.qk_norm and not block.qk_norm_last:
+        q = b.norm(at + "q_norm", q, tensor_name(i, Q_NORM))
+    if block.rope is not None:
+        q = b.rope(at + "q_rope", q, block.rope)
+    if block.qk_norm_last:
+        q = b.norm(at + "q_norm", q, tensor_name(i, Q_NORM))
+    mix = b.attend_shared(at + "mix", i, q)
     return mix if gate is None else b.output_gate(at + "gated_mix", mix, gate)
 
 

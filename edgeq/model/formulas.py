@@ -38,8 +38,13 @@ def rms_norm(x: Array, weight: Array, eps: float, offset: float = 0.0) -> Array:
         eps: added to the mean square.
         offset: 1.0 for Gemma, whose checkpoints hold the weight less one.
     """
+    return cast(Array, divided_by_rms(x, eps) * (weight + np.float32(offset)))
+
+
+def divided_by_rms(x: Array, eps: float) -> Array:
+    """Divide by the root mean square along the last axis, to whose square ``eps`` is added."""
     square: Array = np.mean(x * x, axis=-1, keepdims=True)
-    return cast(Array, x / np.sqrt(square + np.float32(eps)) * (weight + np.float32(offset)))
+    return cast(Array, x / np.sqrt(square + np.float32(eps)))
 
 
 def apply_rope(x: Array, cos: Array, sin: Array) -> Array:

@@ -45,7 +45,7 @@ ACT_BLOCK = 48
 """Bytes per block of a quantized activation row."""
 SYNC_BYTES = 384
 """Of the area where threads wait for each other."""
-_WIDTH = 256
+WIDTH = 256
 """Float rows are padded to this, the largest group: padding quantizes to zero."""
 _FLOAT = 4
 
@@ -82,11 +82,17 @@ def cache_length(block: BlockSpec, context: int, kv_bits: int = 8) -> int:
 
 
 def cache_arrays(
-    config: ModelConfig, length: int, kv_bits: int
+    config: ModelConfig, layer: int, length: int, kv_bits: int
 ) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """Name -> (NumPy type, shape) of the arrays of one layer's cache, as the kernels read them."""
+    """Name -> (NumPy type, shape) of the arrays of one layer's cache, as the kernels read them.
+
+    A layer that reads the keys and values of another has none.
+    """
+    if config.blocks[layer].kv_from is not None:
+        return {}
     heads, tiles = config.kv_heads, length // TILE
-    dim_k, dim_v = round_up(config.head_dim, 32), round_up(config.head_dim, TILE)
+    head_dim = config.head_dim_of(layer)
+    dim_k, dim_v = round_up(head_dim, 32), round_up(head_dim, TILE)
     if kv_bits == 16:
         return {
             "keys": (np.float16, (heads, tiles, TILE, dim_k)),
@@ -149,16 +155,17 @@ def layer_position_bytes(config: ModelConfig, layer: int, kv_bits: int = 8) -> i
     """
     if config.blocks[layer].mixer != "attention":
         return input_width(config, layer) * _FLOAT
-    return position_bytes(config, kv_bits)
+    return position_bytes(config, kv_bits, layer)
 
 
-def position_bytes(config: ModelConfig, kv_bits: int = 8) -> int:
-    """Bytes that one position takes in the cache of one layer with attention.
+def position_bytes(config: ModelConfig, kv_bits: int = 8, layer: int = 0) -> int:
+    """Bytes that one position takes in the cache of a layer with attention.
 
     With 4 or 8 bits: codes of key and value; for each head the key's float16 scale and zero point
-    and the value's float32 scale; and for every 64 or 16 positions one key in float16.
+    and the value's float32 scale; and for every 64 or 16 positions one key in float16. A layer that
+    reads the keys and values of another takes none.
     """
-    arrays = cache_arrays(config, CHUNK, kv_bits).values()
+    arrays = cache_arrays(config, layer, CHUNK, kv_bits).values()
     whole = sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in arrays)
     return int(whole // CHUNK)  # exact: every array is a whole number of bytes for each position
 
@@ -191,7 +198,7 @@ def attention_work(config: ModelConfig) -> dict[str, tuple[int, int]]:
         delta          float32: q, k, v and what is read of one head; strengths and decays
     """
     rows = query_block(config) * config.group
-    dim, part = round_up(config.head_dim, 32), part_bytes(config.head_dim)
+    dim, part = round_up(config.widest_head, 32), part_bytes(config.widest_head)
     sizes = {
         "queries": (rows + 1) * dim * _FLOAT,
         "codes": 2 * rows * (dim // 32) * ACT_BLOCK,
@@ -233,6 +240,7 @@ class Buffers:
         query_block: tokens whose queries go through attention together.
         work: bytes of a thread's own scratch.
         expert_ffn: floats of a row between an expert's matrices; 0 without experts.
+        inputs: floats of a row of the inputs that layers have of their own; 0 without them.
         arrays: name -> shape of each float32 buffer.
     """
 
@@ -247,6 +255,7 @@ class Buffers:
     query_block: int
     work: int
     expert_ffn: int
+    inputs: int
     arrays: dict[str, tuple[int, ...]]
 
 
@@ -254,21 +263,24 @@ def buffers(config: ModelConfig, context: int, threads: int, sequences: int = 1)
     """The decoder's buffers for a context, threads, and sequences that are decoded together."""
     c, batch = config, pass_tokens(config, context)
     rows = max(batch, threads, sequences)
-    hidden, ffn = round_up(c.hidden, _WIDTH), round_up(c.ffn, _WIDTH)
-    q, kv = (round_up(heads * c.head_dim, _WIDTH) for heads in (c.heads, c.kv_heads))
+    hidden, own = round_up(c.hidden, WIDTH), round_up(c.layer_input, WIDTH)
+    ffn = max(round_up(c.widest_ffn, WIDTH), own)  # the gate of a layer's own input lies there
+    q, kv = (round_up(heads * c.widest_head, WIDTH) for heads in (c.heads, c.kv_heads))
     if any(block.mixer == "short_conv" for block in c.blocks):
         q, kv = max(q, hidden), max(kv, hidden)  # its three inputs lie in the rows of q, k and v
     att, gate, mixed = q, 0, 0
     for spec in c.blocks:
         if spec.output_gate:
-            gate = max(gate, round_up(c.heads * c.head_dim, _WIDTH))
+            gate = max(gate, round_up(c.heads * c.widest_head, WIDTH))
         if spec.delta:  # its four inputs lie in the rows of q, k, v and g
-            heads = round_up(spec.delta.value_heads + TILE, _WIDTH)
-            mixed = max(mixed, round_up(spec.delta.values, _WIDTH))
-            q, gate = max(q, round_up(spec.delta.channels, _WIDTH)), max(gate, heads)
+            heads = round_up(spec.delta.value_heads + TILE, WIDTH)
+            mixed = max(mixed, round_up(spec.delta.values, WIDTH))
+            q, gate = max(q, round_up(spec.delta.channels, WIDTH)), max(gate, heads)
             kv = max(kv, mixed, heads)
     acts = max(hidden, ffn, att, mixed) // 32 * ACT_BLOCK
-    part = part_bytes(c.head_dim)
+    part = part_bytes(c.widest_head)
+    # the gate of a layer reads whole vectors of its part of the row
+    inputs = round_up(c.layers * c.layer_input + TILE, WIDTH) if own else 0
     chunks = -(-context // CHUNK)
     block = query_block(c)
     work = layout_bytes(attention_work(c))
@@ -292,9 +304,13 @@ def buffers(config: ModelConfig, context: int, threads: int, sequences: int = 1)
         arrays["g"] = (max(batch, sequences), gate)
     if mixed:
         arrays["mixed"] = (max(batch, sequences), mixed)
-    expert_ffn = round_up(c.experts.ffn, _WIDTH) if c.experts else 0
+    if own:
+        arrays |= {"inputs": (max(batch, sequences), inputs), "own": (rows, own)}
+    expert_ffn = round_up(c.experts.ffn, WIDTH) if c.experts else 0
     arrays |= _expert_arrays(c, max(batch, sequences), hidden, expert_ffn)
-    return Buffers(hidden, ffn, att, mixed, kv, acts, part, chunks, block, work, expert_ffn, arrays)
+    return Buffers(
+        hidden, ffn, att, mixed, kv, acts, part, chunks, block, work, expert_ffn, inputs, arrays
+    )
 
 
 def _expert_arrays(

@@ -17,7 +17,13 @@ from it what calibration, transforms and profiling have to know of a layer:
     mlp_in     router     norm of x, or x          [T, hidden]  None, as the experts read it too
     mlp_in     gate, up   an expert's tokens       [t, hidden]  None
     mlp_out    down       an expert's act          [t, ffn]     the expert's up
+    inputs     layer_proj the embeddings           [T, hidden]  None
+    own_in     input_gate the stream               [T, hidden]  None
+    own_out    input_proj activation(gate) * own   [T, P]       None
     head       head       last norm of x           [T, hidden]  the norm
+
+A layer whose attention reads the keys and values of another has q alone in its attn_in, and None as
+the source of its attn_out; so has one that norms its values.
 """
 
 from __future__ import annotations
@@ -27,11 +33,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from edgeq.model.config import ModelConfig
+from edgeq.model.config import LAYER_PROJECTION, LAYER_TABLE, ModelConfig
 from edgeq.model.decoder import decoder
 from edgeq.model.rope_spec import RopeSpec
 
-GroupKind = Literal["attn_in", "attn_out", "mlp_in", "mlp_out", "head"]
+GroupKind = Literal[
+    "inputs", "attn_in", "attn_out", "mlp_in", "mlp_out", "own_in", "own_out", "head"
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +51,7 @@ class RecordedOperation:
         name: of the result, as `edgeq.model.decoder` lists them.
         inputs: the values that it is computed from.
         weight: name of the tensor it uses, or "".
-        layer: of "attend", "short_conv", "delta_net" and "route".
+        layer: of "attend", "attend_shared", "short_conv", "delta_net", "route" and "layer_input".
         rope: of "rope".
         number: of "scaled" and "capped", and the expert of "to_expert".
     """
@@ -104,6 +112,26 @@ class RecordingBuilder:
     ) -> RecordedOperation:
         """Attention over the cache, k and v included."""
         return self._record("attend", name, q, k, v, layer=layer)
+
+    def attend_shared(self, name: str, layer: int, q: RecordedOperation) -> RecordedOperation:
+        """Attention over the cache of another layer."""
+        return self._record("attend_shared", name, q, layer=layer)
+
+    def plain_norm(self, name: str, x: RecordedOperation) -> RecordedOperation:
+        """RMS norm without a weight."""
+        return self._record("plain_norm", name, x)
+
+    def layer_embed(self, name: str) -> RecordedOperation:
+        """Rows of the table of all layers."""
+        return self._record("layer_embed", name, weight=LAYER_TABLE)
+
+    def layer_input(self, name: str, x: RecordedOperation, layer: int) -> RecordedOperation:
+        """A layer's own input among those of all."""
+        return self._record("layer_input", name, x, layer=layer)
+
+    def weighted(self, name: str, x: RecordedOperation, weight: str) -> RecordedOperation:
+        """x times a number that is a tensor."""
+        return self._record("weighted", name, x, weight=weight)
 
     def short_conv(
         self,
@@ -190,7 +218,7 @@ class LinearGroup:
     """The matrices that are multiplied with one and the same input.
 
     Args:
-        layer: of the model; the number of layers for the head.
+        layer: of the model; the number of layers for the head, and 0 for the inputs of all layers.
         kind: what its input is.
         linears: names of the matrices.
         source: the weight that the input is proportional to, column by column: a norm's, or a
@@ -230,7 +258,7 @@ def linear_groups(config: ModelConfig) -> tuple[LinearGroup, ...]:
         first = linears[0]
         kind, layer = _kind(first, users), config.layers
         if kind != "head":
-            layer = int(first.name.split(".")[1])
+            layer = 0 if kind == "inputs" else int(first.name.split(".")[1])
         names = tuple(linear.weight for linear in linears)
         adds = first.kind == "linear" and users[id(first)][0].kind == "add"
         value = first.inputs[0]
@@ -242,18 +270,22 @@ def linear_groups(config: ModelConfig) -> tuple[LinearGroup, ...]:
     return tuple(groups)
 
 
-_MIXED = ("attend", "short_conv", "delta_net", "output_gate")
+_MIXED = ("attend", "attend_shared", "short_conv", "delta_net", "output_gate")
 """Kinds of operations that end a mixer."""
 
 
 def _kind(linear: RecordedOperation, users: dict[int, list[RecordedOperation]]) -> GroupKind:
     if linear.kind == "logits":
         return "head"
-    if linear.inputs[0].kind in _MIXED:
+    if linear.weight == LAYER_PROJECTION:
+        return "inputs"
+    value, user = linear.inputs[0], users[id(linear)][0]
+    if value.kind in _MIXED:
         return "attn_out"
-    if linear.inputs[0].kind == "gated":
-        return "mlp_out"
-    user = users[id(linear)][0]
+    if value.kind == "gated":
+        return "own_out" if value.inputs[1].kind == "layer_input" else "mlp_out"
+    if user.kind == "gated" and user.inputs[1].kind == "layer_input":
+        return "own_in"
     while user.kind in ("heads", "norm", "rope"):
         user = users[id(user)][0]
     return "attn_in" if user.kind in _MIXED else "mlp_in"
@@ -269,5 +301,5 @@ def _source(value: RecordedOperation) -> str | None:
         value = value.inputs[-1]
         while value.kind == "heads":
             value = value.inputs[0]
-        return value.weight
+        return value.weight if value.kind == "linear" else None
     return value.weight if value.kind == "norm" else None

@@ -24,7 +24,7 @@ from edgeq.model.block import (
     ExpertsSpec,
     tensor_name,
 )
-from edgeq.model.config import ModelConfig
+from edgeq.model.config import LAYER_TABLE, ModelConfig
 from edgeq.model.decoder import decoder
 from edgeq.model.delta_rule import DeltaWeights, delta_output, sigmoid
 from edgeq.model.formulas import (
@@ -33,6 +33,7 @@ from edgeq.model.formulas import (
     activation,
     apply_rope,
     dense,
+    divided_by_rms,
     expert_weights,
     rms_norm,
     softcap,
@@ -178,15 +179,38 @@ class Reference:
         Only the rows asked for are read. The scale is used as float32: a checkpoint trained with
         a scale of lower precision has it rounded by its importer.
         """
-        table = self._tensor("model.embed_tokens.weight")
+        rows = self._token_rows("model.embed_tokens.weight")
+        return self._result(name, rows * np.float32(self.config.embed_scale))
+
+    def layer_embed(self, name: str) -> Array:
+        """Rows of the table of all layers, times the root of `layer_input`: float32 [T, L, P]."""
+        c = self.config
+        rows = self._token_rows(LAYER_TABLE) * np.float32(c.layer_input**0.5)
+        return self._result(name, rows.reshape(-1, c.layers, c.layer_input))
+
+    def layer_input(self, name: str, x: Array, layer: int) -> Array:
+        """The values of a layer in x [T, L, P]."""
+        return self._result(name, np.ascontiguousarray(x[:, layer]))
+
+    def weighted(self, name: str, x: Array, weight: str) -> Array:
+        """x times the named number."""
+        return self._result(name, x * self._vector(weight))
+
+    def _token_rows(self, name: str) -> Array:
+        """The rows of a matrix that the tokens of this pass name; no other is read."""
+        table = self._tensor(name)
         unique, where = np.unique(self._tokens, return_inverse=True)
         rows = np.concatenate([table.rows(int(i), int(i) + 1) for i in unique])
-        return self._result(name, rows[where] * np.float32(self.config.embed_scale))
+        return cast(Array, rows[where])
 
     def norm(self, name: str, x: Array, weight: str) -> Array:
         """`rms_norm` along the last axis with the named weight."""
         c = self.config
         return self._result(name, rms_norm(x, self._vector(weight), c.norm_eps, c.norm_offset))
+
+    def plain_norm(self, name: str, x: Array) -> Array:
+        """x divided by the root mean square of its last axis."""
+        return self._result(name, divided_by_rms(x, self.config.norm_eps))
 
     def linear(self, name: str, x: Array, weight: str) -> Array:
         """x [T, K] times the named matrix [N, K], plus its bias if the model has one: [T, N]."""
@@ -199,7 +223,7 @@ class Reference:
 
     def heads(self, name: str, x: Array, n: int) -> Array:
         """x [T, n*D] seen as [T, n, D]."""
-        return x.reshape(x.shape[0], n, self.config.head_dim)
+        return x.reshape(x.shape[0], n, x.shape[1] // n)
 
     def rope(self, name: str, x: Array, rope: RopeSpec) -> Array:
         """x [T, n, D] rotated by its positions."""
@@ -215,6 +239,10 @@ class Reference:
     def attend(self, name: str, layer: int, q: Array, k: Array, v: Array) -> Array:
         """Append k and v to the layer's cache; attention of q: [T, H*D]."""
         self._store(self._cache, layer, k, v)
+        return self.attend_shared(name, layer, q)
+
+    def attend_shared(self, name: str, layer: int, q: Array) -> Array:
+        """Attention of q over the cache that the layer reads: [T, H*D]."""
         return self._result(name, self._cache.attend(layer, q).reshape(q.shape[0], -1))
 
     def short_conv(self, name: str, layer: int, b: Array, c: Array, x: Array, weight: str) -> Array:

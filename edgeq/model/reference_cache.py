@@ -38,11 +38,10 @@ class KV:
         self.n_past = 0
         self.rope_context = 0
         """The context that keys are rotated for (`edgeq.model.rotary`); the reference sets it."""
-        heads = (config.kv_heads, config.head_dim)
         attends = [block.mixer == "attention" for block in config.blocks]
-        rooms = [capacity if attend else 0 for attend in attends]
-        self._k: list[NDArray[Any]] = [np.empty((room, *heads), dtype) for room in rooms]
-        self._v: list[NDArray[Any]] = [np.empty((room, *heads), dtype) for room in rooms]
+        shapes = self.shapes(capacity)
+        self._k: list[NDArray[Any]] = [np.empty(shape, dtype) for shape in shapes]
+        self._v: list[NDArray[Any]] = [np.empty(shape, dtype) for shape in shapes]
         self._inputs = [
             np.empty((0 if attend else capacity, input_width(config, i)), np.float32)
             for i, attend in enumerate(attends)
@@ -53,13 +52,23 @@ class KV:
             if block.delta
         }
 
+    def shapes(self, capacity: int) -> list[tuple[int, int, int]]:
+        """Shapes of the keys and of the values of each layer with room for some positions: no room
+        in a layer without keys and values of its own."""
+        c = self.config
+        own = [block.mixer == "attention" and block.kv_from is None for block in c.blocks]
+        return [(capacity * has, c.kv_heads, c.head_dim_of(i)) for i, has in enumerate(own)]
+
     def arrays(self, layer: int) -> dict[str, NDArray[Any]]:
         """What is stored of a layer, by position: keys and values [capacity, Hkv, D].
 
-        Of a short convolution or gated delta net: its inputs [capacity, `input_width`].
+        Of a short convolution or gated delta net: its inputs [capacity, `input_width`]. Of a layer
+        that reads the keys and values of another: nothing.
         """
         if self.config.blocks[layer].mixer != "attention":
             return {"inputs": self._inputs[layer]}
+        if self.config.blocks[layer].kv_from is not None:
+            return {}
         return {"keys": self._k[layer], "values": self._v[layer]}
 
     @property
@@ -142,7 +151,8 @@ class KV:
         self._v[layer][self.n_past : stop] = v
 
     def attend(self, layer: int, q: Array) -> Array:
-        """Attention of q [T, H, D] at positions n_past .. n_past+T-1, after `append`.
+        """Attention of q [T, H, D] at positions n_past .. n_past+T-1, after `append` to the layer
+        whose keys and values this one reads.
 
         Query head h reads key/value head h // group.
 
@@ -150,19 +160,19 @@ class KV:
             float32 [T, H, D].
         """
         c = self.config
-        n = q.shape[0]
-        out = np.empty((n, c.kv_heads, c.group, c.head_dim), np.float32)
-        grouped = q.reshape(n, c.kv_heads, c.group, c.head_dim)
+        n, source = q.shape[0], c.kv_layer(layer)
+        grouped = q.reshape(n, c.kv_heads, c.group, q.shape[2])
+        out = np.empty(grouped.shape, np.float32)
         for rows, seen, visible in attend_blocks(c.blocks[layer], self.n_past, n):
-            k = self._k[layer][seen].transpose(1, 2, 0)  # [Hkv, D, S]
-            v = self._v[layer][seen].transpose(1, 0, 2)  # [Hkv, S, D]
+            k = self._k[source][seen].transpose(1, 2, 0)  # [Hkv, D, S]
+            v = self._v[source][seen].transpose(1, 0, 2)  # [Hkv, S, D]
             block = grouped[rows].transpose(2, 1, 0, 3)  # [group, Hkv, rows, D]
             scores = (block @ k) * np.float32(c.attn_scale)
             if c.attn_softcap is not None:
                 scores = softcap(scores, c.attn_softcap)
             weights = softmax(np.where(visible, scores, np.float32(-np.inf)))
             out[rows] = (weights @ v).transpose(2, 1, 0, 3)
-        return out.reshape(n, c.heads, c.head_dim)
+        return out.reshape(q.shape)
 
     def advance(self, n: int) -> None:
         """Count ``n`` more positions as seen, once every layer has stored them."""

@@ -86,6 +86,8 @@ class RopeSpec:
             ln(1 + floor(p / temperature_length))`` (Ministral 3); 0 for none. All dimensions of
             a head must rotate.
         temperature_length: see ``temperature``; 0 without one.
+        still: how many of the pairs, the last ones, have a frequency of zero, so that they keep
+            their place while the frequencies of the others go by ``dim`` (Gemma 4).
 
     Raises:
         FormatError: a value of the wrong type or out of range.
@@ -96,6 +98,7 @@ class RopeSpec:
     scaling: RopeScaling | None = None
     temperature: float = 0.0
     temperature_length: int = 0
+    still: int = 0
 
     def __post_init__(self) -> None:
         if not is_finite(self.base) or self.base <= 0:
@@ -118,6 +121,16 @@ class RopeSpec:
             raise FormatError(
                 f"model config: rope temperature_length is {length!r}; it must be a positive "
                 "number of tokens with a temperature, and 0 without one"
+            )
+        if not is_count(self.still) or self.still >= self.dim // 2:
+            raise FormatError(
+                f"model config: {self.still!r} pairs of a rope keep still; of {self.dim // 2} "
+                "pairs, one at least must turn"
+            )
+        if self.still and self.scaling is not None and self.scaling.kind != "linear":
+            raise FormatError(
+                f"rope scaling: pairs that keep still go with the linear kind alone, and the kind "
+                f"is {self.scaling.kind!r}"
             )
 
     def _check_scaling(self) -> None:

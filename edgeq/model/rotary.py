@@ -98,6 +98,7 @@ def rope_frequencies(rope: RopeSpec, context: int = 0) -> NDArray[np.float64]:
     rope = rope_at(rope, context)
     exponents = [-i / rope.dim for i in range(0, rope.dim, 2)]
     frequencies: NDArray[np.float64] = np.array([power(rope.base, e) for e in exponents])
+    frequencies[len(frequencies) - rope.still :] = 0
     scaling = rope.scaling
     if scaling is None:
         return frequencies

@@ -74,14 +74,16 @@ class TracedReference(Reference):
         """
         c, n = self.config, len(tokens)
         names = [
-            (f"layers.{i}.{key_step(block)}", f"layers.{i}.v") for i, block in enumerate(c.blocks)
+            (f"layers.{i}.{key_step(block)}", f"layers.{i}.{'v_norm' if block.v_norm else 'v'}")
+            for i, block in enumerate(c.blocks)
         ]
         if not all(name in results for pair in names for name in pair):
             self.trace(tokens, results)
             return
         for i, pair in enumerate(names):
             k, v = (
-                np.asarray(results[x], np.float32).reshape(n, c.kv_heads, c.head_dim) for x in pair
+                np.asarray(results[x], np.float32).reshape(n, c.kv_heads, c.head_dim_of(i))
+                for x in pair
             )
             self._store(self._past, i, k, v)
         self._past.advance(n)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgeq._version import __version__
 from edgeq.core.errors import UsageError
 from edgeq.devices.model_header import facts_of
-from edgeq.devices.roofline import cache_read_bytes, positions_seen
+from edgeq.devices.roofline import cache_read_bytes, values_seen
 from edgeq.profiling.session import Workload
 
 if TYPE_CHECKING:
@@ -206,5 +206,5 @@ def macs(config: ModelConfig, tokens: int, past: int) -> int:
         for name, (n, k) in sizes.items()
         if name.startswith("model.layers.")
     )
-    seen = sum(positions_seen(config, past + t + 1) for t in range(tokens))
-    return int(tokens * linears) + head + 2 * seen * config.heads * config.head_dim
+    seen = sum(values_seen(config, past + t + 1) for t in range(tokens))
+    return int(tokens * linears) + head + 2 * seen * config.heads

@@ -89,6 +89,8 @@ class CompiledBackend:
 
     def write(self, layer: int, start: int, parts: Parts) -> None:
         """Put a saved sequence's last positions, from ``start`` to its end, into a layer."""
+        if not parts:
+            return  # of a layer that reads the cache of another
         cache, stop = self._caches[layer], start + positions_in(parts)
         self._written = max(self._written, stop)
         self._starts[layer] = start

@@ -20,6 +20,7 @@ from edgeq.model import recording
 from edgeq.model.block import A_LOG, CHOICE_BIAS, DELTA_CONV, DELTA_NORM, DT_BIAS, tensor_name
 from edgeq.model.memory_layout import (
     ACT_BLOCK,
+    WIDTH,
     Buffers,
     attention_work,
     buffers,
@@ -33,7 +34,7 @@ from edgeq.runtime.engine_memory import EngineMemory
 from edgeq.runtime.kernels import abi
 from edgeq.runtime.kernels.abi import Step
 from edgeq.runtime.kernels.jit import float_kernel_address, kernel_address
-from edgeq.runtime.layer_cache import layer_cache
+from edgeq.runtime.layer_cache import layer_caches
 from edgeq.runtime.step_fusion import ProgramStep, fuse
 from edgeq.runtime.step_times import StepLabel
 
@@ -41,11 +42,12 @@ _ROWS = {
     "x": True, "normed": True, "branch": False, "q": False, "k": False, "v": False, "g": False,
     "att": True, "mixed": False, "gate": False, "up": False, "acts": True, "router": False,
     "expert_x": False, "expert_acts": False, "expert_gate": False, "expert_up": False,
-    "expert_between": False, "expert_out": False,
+    "expert_between": False, "expert_out": False, "inputs": False, "own": True,
 }  # fmt: skip
 """Buffers of rows in the order of the program's records, and whether each thread has a row of its
 own while one token is decoded. q, k, v, g and gate, up follow each other, and so do the rows of
-experts: a step names the first. A program without gates and gated delta nets has no g and mixed."""
+experts: a step names the first. A program without gates and gated delta nets has no g and mixed,
+and one without inputs of layers no inputs and own."""
 _ROW_NUMBERS = {name: number for number, name in enumerate(_ROWS)}
 
 
@@ -86,10 +88,7 @@ class CompiledProgram:
         steps = fuse(recording.record(c))
         self.labels: tuple[StepLabel, ...] = tuple((step.layer, step.label) for step in steps)
         linears = self._linear_records([name for step in steps for name in step.linears])
-        self.caches = [
-            [layer_cache(c, layer, context, kv_bits, memory.zeros) for layer in range(c.layers)]
-            for _ in range(sequences)
-        ]
+        self.caches = [layer_caches(c, context, kv_bits, memory.zeros) for _ in range(sequences)]
         self.tables = [
             memory.address(np.array([cache.record for cache in caches])) for caches in self.caches
         ]
@@ -186,11 +185,13 @@ class CompiledProgram:
             records[step.layer] = {
                 "heads": c.heads,
                 "kv_heads": c.kv_heads,
-                "dim": c.head_dim,
+                "dim": c.head_dim_of(step.layer),
                 "query_block": query_block(c),
                 "window": c.blocks[step.layer].window or 0,
                 "both_ways": not c.blocks[step.layer].causal,
                 "norm_last": step.norm_last,
+                "norm_values": step.norm_values,
+                "borrowed": step.borrowed,
                 "scale": scale,
                 "softcap": softcap,
                 "cos_q": tables[rope][0],
@@ -298,24 +299,21 @@ class CompiledProgram:
     ) -> NDArray[Any]:
         """The steps as records: buffers and weights by their numbers and addresses."""
         config = self._model.config
-        gated = round_up(config.heads * config.head_dim, TILE)
-        widths = {
-            "x": sizes.hidden, "normed": sizes.hidden, "att": sizes.att, "mixed": sizes.mixed,
-            "gate": sizes.ffn,
-        }  # fmt: skip
         records, linear = [], 0
-        # whether anything reads the quantized rows of a step: float matrices do not
-        read: list[bool] = []
-        wanted, end = False, len(matrices)
+        # values of a step's rows that quantized matrices after it read; 0 where there are none
+        read: list[int] = []
+        wanted, end = 0, len(matrices)
         for step in reversed(steps):
             read.insert(0, wanted)
-            if step.kind in (Step.NORM, Step.QUANTIZE):
-                wanted = False
-            elif step.kind != Step.EMBED:
-                kinds = matrices["kind"][end - len(step.linears) : end]
-                wanted |= bool((kinds >= abi.FIRST_QUANT).any())
+            if step.kind in (Step.NORM, Step.QUANTIZE, Step.OWN_INPUT):
+                wanted = 0
+            elif step.kind not in (Step.EMBED, Step.LAYER_INPUTS) and step.linears:
+                first = matrices[end - len(step.linears) : end]
+                if (first["kind"] >= abi.FIRST_QUANT).any():
+                    wanted = int(first["k"][0])
             end -= len(step.linears)
-        for step, quantizes in zip(steps, read, strict=True):
+        for step, values in zip(steps, read, strict=True):
+            quantizes = step.kind in (Step.NORM, Step.QUANTIZE, Step.OWN_INPUT)
             taps, tap_count = self._taps(step.taps)
             records.append(
                 {
@@ -327,11 +325,13 @@ class CompiledProgram:
                     "branch": _ROW_NUMBERS[step.branch] if step.branch else -1,
                     "norm": self._norm(step.norm),
                     "post_norm": self._norm(step.post_norm),
-                    "width": gated if step.kind == Step.OUTPUT_GATE else config.hidden,
-                    "blocks": widths[step.x] // K_BLOCK if quantizes and step.x in widths else 0,
+                    "width": values if step.kind == Step.QUANTIZE else self._width(step),
+                    "blocks": round_up(values, WIDTH) // K_BLOCK if quantizes else 0,
                     "linear": linear,
                     "linears": len(step.linears),
                     "activation": abi.ACTIVATIONS.index(config.activation),
+                    "stream_scale": self._number(step.stream_scale),
+                    "factors": self._input_factors(step),
                     "softcap": self._numbers(step.scale / step.cap, step.cap) if step.cap else 0,
                     "scale": step.scale,
                     "taps": taps,
@@ -344,6 +344,29 @@ class CompiledProgram:
             )
             linear += len(step.linears)
         return self._table(abi.STEP, records)
+
+    def _width(self, step: ProgramStep) -> int:
+        """How many values of a row a step is about."""
+        config = self._model.config
+        if step.kind in (Step.LAYER_INPUTS, Step.OWN_INPUT):
+            return config.layer_input
+        if step.kind == Step.OUTPUT_GATE and step.layer is not None:
+            return round_up(config.heads * config.head_dim_of(step.layer), TILE)
+        return config.hidden
+
+    def _number(self, name: str) -> int:
+        """Address of a tensor of one number; 0 for no name."""
+        if not name:
+            return 0
+        self._memory.scratch_bytes += 4
+        return self._numbers(float(self._model.tensors[name].numpy()[0]))
+
+    def _input_factors(self, step: ProgramStep) -> int:
+        """Address of the factors of LAYER_INPUTS; 0 for other steps."""
+        if step.kind != Step.LAYER_INPUTS:
+            return 0
+        projected, summed = step.factors
+        return self._numbers(projected, self._model.config.layer_input**0.5, summed)
 
     def _table(self, kind: np.dtype[Any], records: Sequence[Mapping[str, float]]) -> NDArray[Any]:
         """Records of a kind; fields that are not given are 0."""

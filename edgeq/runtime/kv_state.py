@@ -58,7 +58,8 @@ def state_parts(
     """Types and shapes of a layer's cache for some positions, whichever its mixer is.
 
     Of a short convolution these are its inputs, and of a gated delta net its inputs at the
-    positions, and its state after them. The first position is a multiple of `layer_span`.
+    positions, and its state after them. The first position is a multiple of `layer_span`. There
+    are none of a layer that reads the keys and values of another.
 
     Returns:
         name -> (NumPy type, shape), in file order.
@@ -68,7 +69,9 @@ def state_parts(
         if config.blocks[layer].delta is None:
             return {"inputs": inputs}
         return {"inputs": inputs, "state": (np.float32, state_shape(config, layer))}
-    return layer_parts(config, kv_bits, positions)
+    if config.blocks[layer].kv_from is not None:
+        return {}
+    return layer_parts(config, layer, kv_bits, positions)
 
 
 def layer_span(config: ModelConfig, layer: int, kv_bits: int) -> int:
@@ -82,9 +85,9 @@ def positions_in(parts: Parts) -> int:
 
 
 def layer_parts(
-    config: ModelConfig, kv_bits: int, positions: int
+    config: ModelConfig, layer: int, kv_bits: int, positions: int
 ) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """Types and shapes of the cache of one layer with attention for some positions.
+    """Types and shapes of the cache of a layer with attention for some positions.
 
     The quantization is described in `edgeq.runtime.activations`. The first of the positions is a
     multiple of `edgeq.model.memory_layout.center_span`. Two codes of 4 bits share a byte.
@@ -92,10 +95,11 @@ def layer_parts(
     Returns:
         name -> (NumPy type, shape), in file order.
     """
-    rows, heads = (positions, config.kv_heads), (config.kv_heads, config.head_dim)
+    head_dim = config.head_dim_of(layer)
+    rows, heads = (positions, config.kv_heads), (config.kv_heads, head_dim)
     if kv_bits == 16:
         return dict.fromkeys(("keys", "values"), (np.float16, (positions, *heads)))
-    codes = (*rows, -(-config.head_dim // 2)) if kv_bits == 4 else (positions, *heads)
+    codes = (*rows, -(-head_dim // 2)) if kv_bits == 4 else (positions, *heads)
     return {
         "keys": (np.uint8, codes),
         "key_scales": (np.float16, rows),

@@ -1,5 +1,5 @@
-"""The cache of a layer of the compiled engine: keys and values, a short convolution's inputs, or
-the state of a gated delta net."""
+"""The cache of a layer of the compiled engine: keys and values, a short convolution's inputs, the
+state of a gated delta net, or the cache of another layer."""
 
 from __future__ import annotations
 
@@ -129,14 +129,48 @@ class DeltaCache:
         self._marks[:] = stop, -1
 
 
+class BorrowedCache:
+    """The cache of a layer that reads the keys and values of another; a `LayerCache`.
+
+    It has nothing of its own to save, and is never short of a position that its source has.
+
+    Args:
+        source: the cache of that other layer.
+    """
+
+    def __init__(self, source: LayerCache) -> None:
+        self.length, self.span, self.nbytes = source.length, source.span, 0
+        self.record = source.record
+
+    def read(self, start: int, stop: int) -> Parts:
+        """Nothing: the source saves what there is."""
+        return {}
+
+    def write(self, start: int, parts: Parts) -> None:
+        """Nothing, as `read` gives nothing."""
+
+
+def layer_caches(
+    config: ModelConfig, context: int, kv_bits: int, allocate: Allocate
+) -> list[LayerCache]:
+    """The empty caches of all layers for a context."""
+    caches: list[LayerCache] = []
+    for layer, block in enumerate(config.blocks):
+        if block.kv_from is not None:
+            caches.append(BorrowedCache(caches[block.kv_from]))
+        else:
+            caches.append(layer_cache(config, layer, context, kv_bits, allocate))
+    return caches
+
+
 def layer_cache(
     config: ModelConfig, layer: int, context: int, kv_bits: int, allocate: Allocate
 ) -> LayerCache:
-    """The empty cache of a layer for a context."""
+    """The empty cache for a context of a layer that has one of its own."""
     block = config.blocks[layer]
     length = cache_length(block, context, kv_bits)
     if block.mixer == "short_conv":
         return InputCache(config.hidden, length, allocate)
     if block.delta:
         return DeltaCache(config, layer, length, allocate)
-    return PackedCache(config, length, kv_bits, allocate)
+    return PackedCache(config, layer, length, kv_bits, allocate)

@@ -75,8 +75,8 @@ class NumpyBackend:
         if keep:
             self.scratch_bytes = sum(
                 4 * t.shape[0] * t.scheme.padded_k(t.shape[1])
-                for t in model.tensors.values()
-                if isinstance(t, QuantTensor)
+                for name, t in model.tensors.items()
+                if isinstance(t, QuantTensor) and name not in c.tables
             )
         self._product = PackedLinear(keep=keep)
         self._reference = Reference(model, linear=self._product, context=context)
@@ -163,6 +163,8 @@ class NumpyBackend:
             at = start // center_span(self._kv_bits) if name == "centers" else start
             array[:at] = 0  # masked, but part of a chunk that is read: they must be numbers
             array[at : at + len(part)] = part
+        if not parts:
+            return  # of a layer that reads the cache of another
         self._starts[layer] = start
         self._cache.n_past = start + positions_in(parts)
         if "state" in parts:
@@ -283,18 +285,19 @@ class IntegerKV(KV):
         self._bits, self._span = bits, center_span(bits)
         if bits == 8:
             self._v = [v.view(np.int8) for v in self._v]
-        heads = config.kv_heads
-        rooms = [capacity if block.mixer == "attention" else 0 for block in config.blocks]
-        self._k_scales = [np.empty((room, heads), np.float16) for room in rooms]
-        self._k_zeros = [np.empty((room, heads), np.uint8) for room in rooms]
-        self._v_scales = [np.empty((room, heads), np.float32) for room in rooms]
-        spans = [round_up(room, self._span) // self._span for room in rooms]
-        self._centers = [np.empty((n, heads, config.head_dim), np.float16) for n in spans]
+        shapes = self.shapes(capacity)
+        self._k_scales = [np.empty(shape[:2], np.float16) for shape in shapes]
+        self._k_zeros = [np.empty(shape[:2], np.uint8) for shape in shapes]
+        self._v_scales = [np.empty(shape[:2], np.float32) for shape in shapes]
+        self._centers = [
+            np.empty((round_up(room, self._span) // self._span, *head), np.float16)
+            for room, *head in shapes
+        ]
 
     def arrays(self, layer: int) -> dict[str, NDArray[Any]]:
         """What is stored of a layer, by position; centers by `center_span` positions."""
         arrays = super().arrays(layer)
-        if "inputs" in arrays:
+        if "keys" not in arrays:
             return arrays
         return arrays | {
             "key_scales": self._k_scales[layer],
@@ -328,12 +331,12 @@ class IntegerKV(KV):
     def attend(self, layer: int, q: Array) -> Array:
         """Attention of q [T, H, D] at positions n_past ..: float32 [T, H, D]."""
         c = self.config
-        n = q.shape[0]
-        out = np.empty((n, c.kv_heads, c.group, c.head_dim), np.float32)
+        n, source = q.shape[0], c.kv_layer(layer)
+        out = np.empty((n, c.kv_heads, c.group, q.shape[2]), np.float32)
         if self._bits == 4:
             q = hadamard(q)
         # [group, Hkv, T, D]: the query heads of one key/value head along the first axis
-        heads = q.reshape(n, c.kv_heads, c.group, c.head_dim).transpose(2, 1, 0, 3)
+        heads = q.reshape(out.shape).transpose(2, 1, 0, 3)
         for rows, seen, visible in attend_blocks(c.blocks[layer], self.n_past, n):
             total = None
             for start in range(seen.start // CHUNK * CHUNK, seen.stop, CHUNK):
@@ -341,13 +344,13 @@ class IntegerKV(KV):
                 first = max(start, seen.start)
                 sees = np.zeros((visible.shape[0], stop - start), np.bool_)
                 sees[:, first - start :] = visible[:, first - seen.start : stop - seen.start]
-                part = self._chunk(layer, slice(start, stop), heads[:, :, rows], sees)
+                part = self._chunk(source, slice(start, stop), heads[:, :, rows], sees)
                 total = part if total is None else merge(total, part)
             assert total is not None  # a position sees itself
             out[rows] = (total[2] / total[1]).transpose(2, 1, 0, 3)
         if self._bits == 4:
             out = hadamard(out)
-        return out.reshape(n, c.heads, c.head_dim)
+        return out.reshape(q.shape)
 
     def _chunk(self, layer: int, where: slice, q: Array, sees: NDArray[np.bool_]) -> Part:
         """Attention of q [group, Hkv, rows, D] over one chunk; ``sees`` is [rows, positions]."""

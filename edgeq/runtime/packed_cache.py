@@ -30,6 +30,7 @@ class PackedCache:
 
     Args:
         config: of the model.
+        layer: which of its layers.
         length: positions, a multiple of 256. Fewer than the context make a ring: position p lies
             at p modulo the length.
         kv_bits: 4, 8 or 16.
@@ -42,15 +43,18 @@ class PackedCache:
         record: the `abi.CACHE` that the kernels read.
     """
 
-    def __init__(self, config: ModelConfig, length: int, kv_bits: int, allocate: Allocate) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, length: int, kv_bits: int, allocate: Allocate
+    ) -> None:
         self.length, self.span = length, center_span(kv_bits)
-        self._config, self._bits = config, kv_bits
-        dim_k, dim_v = round_up(config.head_dim, 32), round_up(config.head_dim, TILE)
+        self._config, self._layer, self._bits = config, layer, kv_bits
+        self._head_dim = config.head_dim_of(layer)
+        dim_k, dim_v = round_up(self._head_dim, 32), round_up(self._head_dim, TILE)
         self.record = np.zeros((), CACHE)
         self.record["bits"], self.record["length"] = kv_bits, length
         self.record["span"] = self.span
         self.record["dim"], self.record["dim_k"], self.record["dim_v"] = (
-            config.head_dim, dim_k, dim_v,
+            self._head_dim, dim_k, dim_v,
         )  # fmt: skip
         # the axes in the order: tile (centers: chunk, span), position within it, head, dimension
         # (the middle and last may be two axes)
@@ -68,7 +72,7 @@ class PackedCache:
             }  # fmt: skip
         self._views: dict[str, NDArray[Any]] = {}
         self.nbytes = 0
-        for name, (dtype, shape) in cache_arrays(config, length, kv_bits).items():
+        for name, (dtype, shape) in cache_arrays(config, layer, length, kv_bits).items():
             buffer = allocate(int(np.prod(shape)), dtype)
             self.nbytes += buffer.nbytes
             self.record[name] = buffer.ctypes.data
@@ -77,13 +81,14 @@ class PackedCache:
     def read(self, start: int, stop: int) -> Parts:
         """Positions ``start:stop``, start a multiple of ``span``, as arrays of `layer_parts`."""
         parts = {}
-        for name, (dtype, shape) in layer_parts(self._config, self._bits, stop - start).items():
+        arrays = layer_parts(self._config, self._layer, self._bits, stop - start)
+        for name, (dtype, shape) in arrays.items():
             tiles = self._views[name][self._where(name, start, stop)]
             if axis := self._halves(name):
                 tiles = np.stack([tiles & 15, tiles >> 4], axis=axis)
             rows = tiles.reshape(self._rows(name, start, stop))[: shape[0]]
             if axis:
-                parts[name] = paired(rows[..., : self._config.head_dim])
+                parts[name] = paired(rows[..., : self._head_dim])
                 continue
             rows = rows[..., : shape[2]] if len(shape) == 3 else rows[..., 0]
             # in the kernels' layout values of 8 bits are code + 128
@@ -98,7 +103,7 @@ class PackedCache:
             tiles = np.zeros(self._rows(name, start, stop), view.dtype)
             codes = part.view(np.uint8) ^ np.uint8(128) if part.dtype == np.int8 else part
             if axis := self._halves(name):
-                codes = unpaired(part, self._config.head_dim)
+                codes = unpaired(part, self._head_dim)
             codes = codes.reshape(*part.shape[:2], -1)
             tiles[: len(codes), :, : codes.shape[2]] = codes
             if axis:

@@ -13,7 +13,11 @@ runs (`edgeq.runtime.kernels.program`):
     QUANTIZE    the input of a linear that no norm precedes
     GATED       two linears of one input + activation(gate) * up
     EXPERTS     routing + gate, up, activation and down of each expert + their weighted sum
+    LAYER_INPUTS  norm of the projected embeddings + rows of the table of all layers
+    OWN_INPUT   activation(linear) * the layer's own input + quantize
     HEAD        logits, scaled and capped
+
+NORM multiplies the residual stream by the scale of a layer, where it has one.
 
 `fuse` follows what each buffer of rows holds, so a decoder that orders these operations
 differently gets another program without any change here. An operation for which there is no step
@@ -28,6 +32,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError
+from edgeq.model.config import LAYER_PROJECTION
 from edgeq.model.recording import RecordedOperation
 from edgeq.model.rope_spec import RopeSpec
 from edgeq.runtime.kernels.abi import Step
@@ -50,6 +55,8 @@ _HEAD_CHAINS = {
 }  # fmt: skip
 """What ATTENTION can do to q and k between linear and cache. A norm before the split into heads
 spans all of them."""
+_VALUE_CHAINS = {("heads",), ("heads", "plain_norm")}
+"""What it can do to v."""
 
 
 @dataclass
@@ -64,14 +71,18 @@ class ProgramStep:
         branch: buffer of rows that NORM adds to x, or "".
         norm, post_norm: weights of NORM: of the sum, and of the branch before it is added ("" for
             none).
+        stream_scale: the number that NORM multiplies the sum by, a tensor's name, or "".
         linears: weights of the matrices.
         q_norm, k_norm: weights of ATTENTION's norms, or "".
         taps: weight of SHORT_CONV.
         norm_spans_heads: whether q and k are normed as one vector each, not head by head.
         norm_last: whether heads are normed after they are rotated.
+        norm_values: whether the heads of the values are normed.
+        borrowed: whether ATTENTION reads the keys and values of another layer.
         rope: how ATTENTION rotates q, and by its `for_keys` k, or None.
         scale: factor on the branch of NORM, or on the logits of HEAD.
         cap: of HEAD: the soft cap of the scaled logits, or 0 for none.
+        factors: of LAYER_INPUTS: on the projection and on the sum.
     """
 
     kind: Step
@@ -82,15 +93,19 @@ class ProgramStep:
     branch: str = ""
     norm: str = ""
     post_norm: str = ""
+    stream_scale: str = ""
     linears: tuple[str, ...] = ()
     q_norm: str = ""
     k_norm: str = ""
     taps: str = ""
     norm_spans_heads: bool = False
     norm_last: bool = False
+    norm_values: bool = False
+    borrowed: bool = False
     rope: RopeSpec | None = None
     scale: float = 1.0
     cap: float = 0.0
+    factors: tuple[float, ...] = ()
 
 
 def fuse(operations: Sequence[RecordedOperation]) -> list[ProgramStep]:
@@ -146,7 +161,7 @@ class _Fusion:
                 self._fuse(operation)
             elif operation.kind == "linear":
                 self._linears(operation.inputs[0])
-            elif operation.kind == "attend":
+            elif operation.kind in ("attend", "attend_shared"):
                 self._attention(operation)
             elif operation.kind == "short_conv":
                 self._short_conv(operation)
@@ -156,6 +171,10 @@ class _Fusion:
                 self._output_gate(operation)
             elif operation.kind == "route":
                 self._experts(operation)
+            elif operation.kind == "layer_embed":
+                self._layer_inputs(operation)
+            elif operation.kind == "gated":
+                self._own_input(operation)
             elif operation.kind == "logits":
                 self._head(operation)
         for operation in self.operations:
@@ -184,8 +203,15 @@ class _Fusion:
                 self._fuse(gated)
                 return
         outputs = _LINEAR_ROWS.get(len(group))
-        if [user.kind for user in self._users.get(group[0], ())] == ["route"]:
+        used_by = [user.kind for user in self._users.get(group[0], ())]
+        if used_by == ["route"]:
             outputs = ("router",)
+        elif used_by == ["heads"] and len(group) == 1:  # of attention to another layer's keys
+            outputs = ("q",)
+        elif used_by == ["gated"] and len(group) == 1:
+            outputs = ("gate",)
+        elif group[0].weight == LAYER_PROJECTION:
+            outputs = ("inputs",)
         if outputs is None:
             raise _no_step(group[0], f"{len(group)} linears have the same input")
         self._step(Step.LINEARS, label, layer, x=row, out=outputs[0], linears=weights)
@@ -208,7 +234,7 @@ class _Fusion:
     def _attention(self, attend: RecordedOperation) -> None:
         """Attention, from the three linears to the values that it mixes."""
         chains: list[list[RecordedOperation]] = []
-        for value, row in zip(attend.inputs, _LINEAR_ROWS[3], strict=True):
+        for value, row in zip(attend.inputs, _LINEAR_ROWS[3], strict=False):
             chain: list[RecordedOperation] = []
             while value.kind != "linear":
                 chain.insert(0, value)
@@ -218,16 +244,25 @@ class _Fusion:
             chains.append(chain)
             self._fuse(*chain)
         kinds = [tuple(operation.kind for operation in chain) for chain in chains]
-        (q_norm, q_rope), (k_norm, k_rope), _ = map(_norm_and_rope, chains)
-        alike = k_rope == (q_rope and q_rope.for_keys)
-        if kinds[0] not in _HEAD_CHAINS or kinds[1:] != [kinds[0], ("heads",)] or not alike:
+        q_norm, q_rope = _norm_and_rope(chains[0])
+        k_norm, k_rope = _norm_and_rope(chains[1]) if len(chains) > 1 else ("", None)
+        borrowed = len(chains) == 1
+        alike = borrowed or k_rope == (q_rope and q_rope.for_keys)
+        of_values = kinds[2] if len(kinds) == 3 else ("heads",)
+        if (
+            kinds[0] not in _HEAD_CHAINS
+            or kinds[1:2] != ([] if borrowed else [kinds[0]])
+            or of_values not in _VALUE_CHAINS
+            or not alike
+        ):
             raise _no_step(attend, "q, k and v go through " + "; ".join(map(", ".join, kinds)))
         layer, part = _layer_and_part(attend)
         self._fuse(attend)
         self._step(
             Step.ATTENTION, _STEP_LABELS.get(part, part), layer, x="q", out="att", q_norm=q_norm,
             k_norm=k_norm, norm_spans_heads=kinds[0][0] == "norm", rope=q_rope,
-            norm_last=kinds[0][-1] == "norm" and "rope" in kinds[0],
+            norm_last=kinds[0][-1] == "norm" and "rope" in kinds[0], borrowed=borrowed,
+            norm_values=of_values[-1] == "plain_norm",
         )  # fmt: skip
         self.rows["att"] = attend
 
@@ -291,6 +326,44 @@ class _Fusion:
         )  # fmt: skip
         self.rows["branch"] = combine
 
+    def _layer_inputs(self, embed: RecordedOperation) -> None:
+        """The inputs of all layers, from the projection of the embeddings to the scaled sum."""
+        chain = [embed]
+        for kind in ("add", "scaled"):
+            users = self._users.get(chain[-1], [])
+            if [user.kind for user in users] != [kind]:
+                raise _no_step(embed, f"its result is not {kind}, once")
+            chain += users
+        summed, result = chain[1:]
+        value = summed.inputs[0]
+        before: list[RecordedOperation] = []
+        for kind in ("norm", "heads", "scaled"):
+            if value.kind != kind:
+                raise _no_step(embed, f"it is added to {value.name} ({value.kind}, not {kind})")
+            before.append(value)
+            value = value.inputs[0]
+        if self._row(value) != "inputs":
+            raise _no_step(embed, f"{value.name} is not the projection of the embeddings")
+        self._fuse(*chain, *before)
+        self._step(
+            Step.LAYER_INPUTS, "layer_inputs", None, x="inputs", out="own",
+            linears=(embed.weight,), norm=before[0].weight,
+            factors=(before[2].number, result.number),
+        )  # fmt: skip
+        self.rows["inputs"] = result
+
+    def _own_input(self, gated: RecordedOperation) -> None:
+        """A layer's own input, times the activation of a linear."""
+        gate, own = gated.inputs
+        if own.kind != "layer_input" or self._row(gate) != "gate":
+            raise _no_step(gated, "its inputs are not a linear and a layer's own input")
+        if self._row(own.inputs[0]) != "inputs":
+            raise _no_step(gated, f"{own.name} is not of the inputs of all layers")
+        layer, _ = _layer_and_part(gated)
+        self._fuse(gated, own)
+        self._step(Step.OWN_INPUT, "own_input", layer, x="gate", out="own", branch="inputs")
+        self.rows["own"], self.quantized = gated, gated
+
     def _input(self, consumer: RecordedOperation) -> str:
         """Quantize the input of linears; returns the buffer of its float rows."""
         value, (layer, part) = consumer.inputs[0], _layer_and_part(consumer)
@@ -306,9 +379,12 @@ class _Fusion:
     def _norm(self, value: RecordedOperation, label: str, layer: int | None) -> None:
         """The residual stream, with the branch before it added, normed or as it is."""
         stream = value.inputs[0] if value.kind == "norm" else value
-        branch, post_norm, scale = "", "", 1.0
+        branch, post_norm, scale, stream_scale, after = "", "", 1.0, "", stream
         self._fuse(value, stream)
         if self.rows.get("x") is not stream:
+            if stream.kind == "weighted":
+                stream_scale, stream = stream.weight, stream.inputs[0]
+                self._fuse(stream)
             if stream.kind != "add" or stream.inputs[0] is not self.rows.get("x"):
                 raise _no_step(stream, "it is not the residual stream plus one branch")
             added = stream.inputs[1]
@@ -321,13 +397,13 @@ class _Fusion:
             branch = self._row(added)
             if branch != "branch":
                 raise _no_step(stream, f"{added.name} is not the result of a single linear")
-        self.rows["x"] = stream
+        self.rows["x"] = after
         norm = ""
-        if value is not stream:
+        if value is not after:
             norm, self.rows["normed"] = value.weight, value
         self._step(
             Step.NORM, label, layer, x="x", out="normed", branch=branch, norm=norm,
-            post_norm=post_norm, scale=scale,
+            post_norm=post_norm, scale=scale, stream_scale=stream_scale,
         )  # fmt: skip
 
     def _row(self, value: RecordedOperation) -> str:

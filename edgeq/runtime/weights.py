@@ -43,10 +43,15 @@ def worth_copying(model: Model) -> bool:
 
 
 def advise(model: Model) -> None:
-    """Request huge pages for the mapped files of a model's matrices; a hint to the system."""
+    """Request huge pages for the mapped files of a model's matrices; a hint to the system.
+
+    Not for a file that holds a table too, of which a huge page would bring in rows that are not
+    read.
+    """
+    tables = {id(m) for name in model.config.tables for m in _mappings(model.tensors[name])}
     mappings = [m for tensor in _matrices(model).values() for m in _mappings(tensor)]
     for mapping in {id(mapping): mapping for mapping in mappings}.values():
-        if isinstance(mapping, mmap.mmap):
+        if isinstance(mapping, mmap.mmap) and id(mapping) not in tables:
             advise_huge(mapping)
 
 
@@ -107,7 +112,9 @@ class WeightArena:
         with self._copying:
             if self._model is None:
                 self._model = self._original.replaced(
-                    lambda tensor: _copied(tensor, self._take) if len(tensor.shape) == 2 else tensor
+                    lambda tensor: (
+                        _copied(tensor, self._take) if id(tensor) in self._matrices else tensor
+                    )
                 )
             return self._model
 
@@ -125,8 +132,17 @@ _MAKING = threading.Lock()
 
 
 def _matrices(model: Model) -> dict[int, Tensor]:
-    """A model's matrices by their identity."""
-    return {id(t): t for t in (model.tensors[name] for name, _ in model.config.linears())}
+    """A model's matrices by their identity, but for tables that can stay in their file.
+
+    Only a few rows of a table are ever read. One that the kernels cannot read is copied all the
+    same.
+    """
+    named = ((name, model.tensors[name]) for name, _ in model.config.linears())
+    return {
+        id(tensor): tensor
+        for name, tensor in named
+        if name not in model.config.tables or not isinstance(tensor, QuantTensor | FloatTensor)
+    }
 
 
 def _copied(tensor: Tensor, take: Take) -> Tensor:

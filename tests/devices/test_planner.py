@@ -30,7 +30,7 @@ from edgeq.devices.planner import (
     plan,
 )
 from edgeq.devices.profile import Cluster, DeviceProfile, find
-from edgeq.devices.roofline import DECODE_SHARE, Speed, positions_seen, sustained
+from edgeq.devices.roofline import DECODE_SHARE, Speed, sustained, values_seen
 from edgeq.formats.schemes import FloatScheme
 from edgeq.importers.shapes import SHAPES
 from edgeq.model import artifact
@@ -275,8 +275,8 @@ def test_what_is_unknown_is_none() -> None:
 
 def test_windows_bound_what_attention_sees() -> None:
     config = tiny_config("gemma3")  # windows of 5 on two layers of three
-    assert positions_seen(config, 3) == 9
-    assert positions_seen(config, 50) == 5 + 5 + 50
+    assert values_seen(config, 3) == 9 * config.head_dim
+    assert values_seen(config, 50) == (5 + 5 + 50) * config.head_dim
     known = facts_of(quantized(random_model(config), "w4-g32"), "gemma3")
     rates = sustained(device(100), 4)
     spent = [Speed(known, rates, 8).decode_seconds(n) for n in (0, 50, 100)]

@@ -251,7 +251,7 @@ def test_only_used_positions_are_stored(tmp_path: Path) -> None:
     first = (777 - RING + TILE - 1) // TILE * TILE
     assert json.loads(file.metadata["starts"]) == [first, first, 0]
     for layer, start in enumerate((first, first, 0)):
-        for name, (_, shape) in layer_parts(model.config, 8, 777 - start).items():
+        for name, (_, shape) in layer_parts(model.config, layer, 8, 777 - start).items():
             assert file.tensors[f"layers.{layer}.{name}"].shape == shape
     file.close()
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgeq.converters.gguf.rope import rope_is_known
+from edgeq.converters.mixers import check_uniform
 from edgeq.core.errors import UnsupportedError
 from edgeq.importers.gguf.architecture import SOFTCAPS, Architecture
 from edgeq.importers.huggingface.families import FAMILIES
@@ -23,6 +24,7 @@ def check_family(model: Model) -> None:
     """
     c = model.config
     arch = architecture(c)
+    check_uniform(c, "llama.cpp")
     attending = [block for block in c.blocks if block.mixer == "attention"]
     taps = {block.window for block in c.blocks if block.mixer == "short_conv"}
     qk_norms = {block.qk_norm for block in attending}

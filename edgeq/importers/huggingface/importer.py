@@ -21,7 +21,7 @@ from edgeq.importers.huggingface.quantized.stored import KeptMatrix, Tensors
 from edgeq.importers.lazy import GatheredRows, by_head_order, half_split, half_split_order
 from edgeq.importers.sentence_modules import module_files
 from edgeq.importers.tokenizer.sentencepiece_model import tokenizer_files
-from edgeq.model.block import tensor_name
+from edgeq.model.block import K_NORM, K_PROJ, V_PROJ, tensor_name
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
@@ -74,7 +74,7 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
         if name in convolutions:
             tensor = _channels_first(tensor, convolutions[name])
         tensors[name] = _half_split(tensor, name, model) if config.family.interleaved else tensor
-    left_out = checkpoint.check_all_read(model, config.family.left_out)
+    left_out = checkpoint.check_all_read(model, {**config.family.left_out, **_unread_keys(model)})
     files = {} if headers_only else folder_files(folder)
     provenance: dict[str, Any] = {"source": folder.resolve().name}
     if left_out:
@@ -84,6 +84,16 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
     result = Model(model, tensors, files, provenance)
     result.validate()
     return result
+
+
+def _unread_keys(config: ModelConfig) -> dict[str, str]:
+    """`Family.left_out` of the keys and values of layers that read those of another layer."""
+    return {
+        f"layers.{i}.{part}.": "layers whose keys and values are those of another"
+        for i, block in enumerate(config.blocks)
+        if block.kv_from is not None
+        for part in (K_PROJ, V_PROJ, K_NORM, "self_attn.v_norm")
+    }
 
 
 def _stored_part(family: Family, name: str) -> str:

@@ -35,7 +35,7 @@ _COMMON = unread.word_set(
     vision_config audio_config mm_tokens_per_image boi_token_index eoi_token_index
     image_token_index multimodal_projector_bias projector_hidden_act spatial_merge_size
     vision_feature_layer tensor_parallel_size use_flash_attn use_flash_attention
-    use_flash_attention_2 use_sdpa
+    use_flash_attention_2 use_sdpa vision_soft_tokens_per_image
     """
 )
 _GENERATION = unread.word_set(

@@ -29,10 +29,16 @@ class FixedOrderReference(Reference):
 
     def norm(self, name: str, x: Array, weight: str) -> Array:
         """RMS norm: divide by the root mean square of the last axis, and multiply by the weight."""
-        c = self.config
+        scale = self._vector(weight) + np.float32(self.config.norm_offset)
+        return self._result(name, self._divided(x) * scale)
+
+    def plain_norm(self, name: str, x: Array) -> Array:
+        """RMS norm without a weight."""
+        return self._result(name, self._divided(x))
+
+    def _divided(self, x: Array) -> Array:
         square = row_products(x, x)[..., None] / np.float32(x.shape[-1])
-        scale = self._vector(weight) + np.float32(c.norm_offset)
-        return self._result(name, x / np.sqrt(square + np.float32(c.norm_eps)) * scale)
+        return np.asarray(x / np.sqrt(square + np.float32(self.config.norm_eps)))
 
     def gated(self, name: str, gate: Array, up: Array) -> Array:
         """Compute activation(gate) * up."""
@@ -56,23 +62,23 @@ class FixedOrderKV(KV):
     def attend(self, layer: int, q: Array) -> Array:
         """Attention of q [T, H, D] at positions n_past .. n_past+T-1, after `append`."""
         c = self.config
-        n = q.shape[0]
-        out = np.empty((n, c.kv_heads, c.group, c.head_dim), np.float32)
-        grouped = q.reshape(n, c.kv_heads, c.group, c.head_dim)
-        keys, values = self._k[layer], self._v[layer]
+        n, head_dim = q.shape[0], q.shape[2]
+        out = np.empty((n, c.kv_heads, c.group, head_dim), np.float32)
+        grouped = q.reshape(out.shape)
+        keys, values = self._k[c.kv_layer(layer)], self._v[c.kv_layer(layer)]
         for rows, seen, visible in attend_blocks(c.blocks[layer], self.n_past, n):
             count = rows.stop - rows.start
             hidden = np.repeat(~visible, c.group, axis=0)
             for head in range(c.kv_heads):
-                queries = grouped[rows, head].reshape(count * c.group, c.head_dim)
+                queries = grouped[rows, head].reshape(count * c.group, head_dim)
                 scores = product(queries, keys[seen, head])
                 scores *= np.float32(c.attn_scale)
                 if c.attn_softcap is not None:
                     scores = softcap(scores, c.attn_softcap)
                 scores[hidden] = -np.inf
                 mixed = product(softmax(scores), values[seen, head].T)
-                out[rows, head] = mixed.reshape(count, c.group, c.head_dim)
-        return out.reshape(n, c.heads, c.head_dim)
+                out[rows, head] = mixed.reshape(count, c.group, head_dim)
+        return out.reshape(q.shape)
 
 
 def fixed_order_dense(name: str, x: Array, weight: Tensor) -> Array:

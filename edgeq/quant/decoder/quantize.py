@@ -38,6 +38,7 @@ from edgeq.quant.decoder.calibrated import Ratios, tensor_sqnr
 from edgeq.quant.decoder.calibration_data import NO_TEXT, CalibrationData
 from edgeq.quant.decoder.data_free import Importance, round_data_free
 from edgeq.quant.decoder.finished_layers import FinishedLayers, run_key
+from edgeq.quant.decoder.layerwise import beside_stream, check_layerwise
 from edgeq.quant.decoder.prepare import Prepared, prepare
 from edgeq.quant.decoder.quality_report import HeldOut, QualityReport, card_bytes, measure
 from edgeq.quant.decoder.round_model import round_model
@@ -199,6 +200,8 @@ def quantize_model(
     check_target(Path(out))
     origin = base.origin
     base.validate()
+    if recipe.needs - {"training"}:
+        check_layerwise(base.config, f"what the recipe asks for ({', '.join(sorted(recipe.needs))})")
     if not requantize:
         refuse_quantized(base, str(origin.path) if origin else "the model")
     if own_text is not None:
@@ -216,7 +219,7 @@ def quantize_model(
     load_kernels()  # so that the budget counts the memory of compiled code
     budget = make_budget([t.shape for t in tensors.values()], threads or available_cores(), max_ram)
     if isinstance(card, HeldOut):
-        card = _card_that_fits(base, card, max_ram) if base.config.causal else NO_NEXT_TOKEN
+        card = _card(base, card, max_ram)
     requantized = quantized_types(base)
     provenance: dict[str, Any] = {
         "source": origin.name if origin else base.provenance.get("source"),
@@ -288,6 +291,18 @@ NO_NEXT_TOKEN = (
     "FLOAT` compares its vectors"
 )
 """Why a model of embeddings has no quality card."""
+
+
+def _card(base: Model, card: HeldOut, max_ram: int | None) -> HeldOut | str:
+    """The text of the quality report, or the reason why there is none."""
+    if not base.config.causal:
+        return NO_NEXT_TOKEN
+    if reads := beside_stream(base.config):
+        return (
+            f"it is measured layer by layer, which edgeq does not do for such a model: {reads}; "
+            "edgeq eval MODEL --base FLOAT compares the two"
+        )
+    return _card_that_fits(base, card, max_ram)
 
 
 def _widest_report(model: Model, card: HeldOut | str, prepared: Prepared) -> QualityReport:

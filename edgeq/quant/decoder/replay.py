@@ -33,6 +33,7 @@ from edgeq.model.formulas import Array, Linear
 from edgeq.model.model import Model
 from edgeq.model.recording import LinearGroup, linear_groups
 from edgeq.model.reference import checked_tokens
+from edgeq.quant.decoder.layerwise import check_layerwise
 from edgeq.quant.decoder.replayed_model import KEPT_LOGITS, ReplayedModel
 
 
@@ -90,6 +91,7 @@ class Replay:
         progress: Progress | None = None,
     ) -> None:
         config = model.config
+        check_layerwise(config, "this computation")
         if not len(windows):
             raise UsageError("there are no windows of tokens; give at least one")
         ids = [checked_tokens(config, window) for window in windows]

@@ -29,6 +29,7 @@ from edgeq.model.rope_spec import RopeSpec
 from edgeq.model.rotary import rope_tables
 from edgeq.model.whole_texts import check_generates
 from edgeq.quant.decoder.fixed_order import FixedOrderReference
+from edgeq.quant.decoder.layerwise import check_layerwise
 from edgeq.quant.kernels.products import product, products, softcap, softmax
 from edgeq.quant.rounders.qparams import check_finite
 
@@ -62,6 +63,7 @@ def sample_texts(
         UsageError: there are no beginnings, one is empty, or the length is out of range.
     """
     check_generates(model.config)
+    check_layerwise(model.config, "a calibration text of the model itself")
     if not beginnings or not all(len(tokens) for tokens in beginnings):
         raise UsageError("a text to sample has no beginning; give at least one token for each text")
     if not 1 <= length <= model.config.context:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.progress import Progress
+from edgeq.quant.decoder.layerwise import check_layerwise
 from edgeq.quant.training.decoder import TorchDecoder, Weights
 from edgeq.quant.training.fake import FakeQuant
 from edgeq.quant.training.loop import PAD, Teacher, batches, padded
@@ -97,6 +98,7 @@ def reconstruct(
     """
     import torch
 
+    check_layerwise(decoder.config, "adaround")
     ids = torch.from_numpy(padded(windows))
     real, tokens = ids != PAD, ids.clamp(min=0)
     rows = [np.array([i]) for i in range(len(windows))]

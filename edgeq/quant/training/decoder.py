@@ -19,8 +19,8 @@ from edgeq.model.block import (
     BlockSpec,
     tensor_name,
 )
-from edgeq.model.config import ModelConfig
-from edgeq.model.decoder import head, head_in, layer
+from edgeq.model.config import LAYER_TABLE, ModelConfig
+from edgeq.model.decoder import head, head_in, layer, layer_inputs
 from edgeq.model.delta_rule import NORM_EPS
 from edgeq.model.formulas import SIGMOID_SUM_EPS
 from edgeq.model.rope_spec import RopeSpec
@@ -57,10 +57,12 @@ class TorchDecoder:
         Returns:
             Logits float32 [B, T, V], and for each layer float32 [B, T, hidden].
         """
-        x = self.embed(weights, tokens)
+        builder = _TorchBuilder(self.config, self._rope, weights, tokens)
+        x = builder.embed("embed")
+        inputs = layer_inputs(builder, self.config, x) if self.config.layer_input else None
         states = []
         for i in range(self.config.layers):
-            x = self.layer(weights, i, x)
+            x = layer(builder, self.config, i, x, inputs)
             states.append(x)
         return self.head(weights, x), states
 
@@ -89,6 +91,8 @@ class _TorchBuilder:
         tokens: Any = None,
     ) -> None:
         self._config, self._rope, self._weights, self._tokens = config, rope, weights, tokens
+        self._shared = {block.kv_from for block in config.blocks} - {None}
+        self._past: dict[int, tuple[Any, Any]] = {}  # keys and values that later layers read
 
     def embed(self, name: str) -> Any:
         from torch.nn.functional import embedding
@@ -96,10 +100,24 @@ class _TorchBuilder:
         rows = embedding(self._tokens, self._weights["model.embed_tokens.weight"])
         return rows * self._config.embed_scale
 
-    def norm(self, name: str, x: Any, weight: str) -> Any:
+    def layer_embed(self, name: str) -> Any:
+        from torch.nn.functional import embedding
+
         c = self._config
-        root = (x.square().mean(dim=-1, keepdim=True) + c.norm_eps).rsqrt()
-        return x * root * (self._weights[weight] + c.norm_offset)
+        rows = embedding(self._tokens, self._weights[LAYER_TABLE]) * c.layer_input**0.5
+        return rows.unflatten(-1, (c.layers, c.layer_input)).transpose(1, 2)  # [B, L, T, P]
+
+    def layer_input(self, name: str, x: Any, layer: int) -> Any:
+        return x[:, layer]
+
+    def weighted(self, name: str, x: Any, weight: str) -> Any:
+        return x * self._weights[weight]
+
+    def norm(self, name: str, x: Any, weight: str) -> Any:
+        return self.plain_norm(name, x) * (self._weights[weight] + self._config.norm_offset)
+
+    def plain_norm(self, name: str, x: Any) -> Any:
+        return x * (x.square().mean(dim=-1, keepdim=True) + self._config.norm_eps).rsqrt()
 
     def linear(self, name: str, x: Any, weight: str) -> Any:
         from torch.nn.functional import linear
@@ -108,8 +126,7 @@ class _TorchBuilder:
         return linear(x, self._weights[weight], bias)
 
     def heads(self, name: str, x: Any, n: int) -> Any:
-        b, t, _ = x.shape
-        return x.reshape(b, t, n, self._config.head_dim).transpose(1, 2)  # [B, n, T, D]
+        return x.unflatten(-1, (n, x.shape[-1] // n)).transpose(1, 2)  # [B, n, T, D]
 
     def rope(self, name: str, x: Any, rope: RopeSpec) -> Any:
         import torch
@@ -120,6 +137,14 @@ class _TorchBuilder:
         return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
     def attend(self, name: str, layer: int, q: Any, k: Any, v: Any) -> Any:
+        if layer in self._shared:
+            self._past[layer] = k, v
+        return self._attention(layer, q, k, v)
+
+    def attend_shared(self, name: str, layer: int, q: Any) -> Any:
+        return self._attention(layer, q, *self._past[self._config.kv_layer(layer)])
+
+    def _attention(self, layer: int, q: Any, k: Any, v: Any) -> Any:
         from torch.nn.functional import scaled_dot_product_attention
 
         c = self._config

@@ -161,6 +161,8 @@ ATTENTION = _record(
     "norm_q", "norm_k",  # weights of the norms of queries and keys, or 0
     "norm_spans_heads",  # whether one norm spans all heads, rather than each its own
     "norm_last",  # whether each head is normed after it is rotated
+    "norm_values",  # whether each head of the values is normed, without a weight
+    "borrowed",  # whether keys and values are another layer's, which has appended them already
     "scale",  # address of the float32 factor on the scores
     "softcap",  # address of float32 [scale / cap, cap, 1] if scores are capped, or 0
     "query_block",  # tokens whose queries go through attention together
@@ -183,10 +185,11 @@ class Step(IntEnum):
     EMBED = 0
     """out = rows of an embedding matrix for the tokens, times `PROGRAM.embed_scale`."""
     NORM = 1
-    """x += branch (normed by ``post_norm`` first, if there is one) times ``scale``; out = norm of
-    x; acts = out quantized. Without ``norm``, acts = x quantized."""
+    """x += branch (normed by ``post_norm`` first, if there is one) times ``scale``, and x is
+    multiplied by ``stream_scale``, if there is one; out = norm of x; acts = out quantized. Without
+    ``norm``, acts = x quantized."""
     QUANTIZE = 2
-    """acts = x quantized."""
+    """acts = x quantized, with zeros past its ``width`` values."""
     LINEARS = 3
     """out, the rows after it, ... = ``linears`` matrices times x: one range of tiles is shared."""
     GATED = 4
@@ -206,13 +209,19 @@ class Step(IntEnum):
     EXPERTS = 10
     """out = the sum of weight * down of (activation(gate) * up) over the experts of each token of
     x, by the router's logits in the rows that ``experts`` names."""
+    LAYER_INPUTS = 11
+    """x, a projection of the embeddings, becomes the inputs that all layers have of their own:
+    times the first of ``factors`` and normed, plus the tokens' rows of a table times the second,
+    times the third."""
+    OWN_INPUT = 12
+    """out = activation(x) * the layer's part of branch; acts = out quantized."""
 
 
 STEP = _record(
     "kind",
     "x", "out", "acts", "branch",  # places in the program's rows; branch is -1 for none
     "norm", "post_norm",  # addresses of float32 weights, or 0
-    "width",  # values of a row of x that are normed
+    "width",  # values of a row of x that are normed or quantized; of a layer's own input
     "blocks",  # blocks of 32 of a row that are quantized
     "linear", "linears",  # the first in the program's linears, and how many
     "activation",  # a place in `ACTIVATIONS`
@@ -222,6 +231,8 @@ STEP = _record(
     "taps", "tap_count",  # address of float32 [tap_count, width], the oldest position's tap first
     "delta",  # address of the `DELTA` of DELTA_NET
     "experts",  # address of an `EXPERTS`, or 0
+    "stream_scale",  # of NORM: address of the float32 factor on x, or 0
+    "factors",  # of LAYER_INPUTS: address of three float32
 )  # fmt: skip
 EXPERTS = _record(
     "count", "chosen",  # how many experts there are, and how many a token goes through

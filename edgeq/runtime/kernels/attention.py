@@ -11,9 +11,11 @@ from edgeq.runtime.kernels.microkernel import ACT_BLOCK
 from edgeq.runtime.kernels.primitives import compiled, ints, merge, quantize_row, records
 from edgeq.runtime.kernels.row_ops import (
     barrier,
+    clear_row,
     copy_row,
     hadamard,
     inverse_rms,
+    multiply_row,
     next_task,
     quantize_twice,
     rms_norm,
@@ -87,7 +89,8 @@ def _copy_head(program, layer, row, head, heads, norm, cos, sin, position, targe
 
 @compiled
 def _fill_queries(program, layer, cache, head, q, position, queries):
-    """The query rows of one key/value head: normed, rotated, quantized.
+    """The query rows of one key/value head: normed, rotated, quantized. Past the values of a head,
+    which may be fewer than those of a layer before, there are zeros up to a whole block.
 
     Beside keys of eight bits queries are quantized twice, what the first rounding left as rows of
     its own: eight bits alone would cost as much as the keys' own rounding, and the keys are read
@@ -104,6 +107,7 @@ def _fill_queries(program, layer, cache, head, q, position, queries):
             _copy_head(program, layer, at, head * group + g, layer.heads, layer.norm_q,
                        layer.cos_q, layer.sin_q, position + t, target)
             # fmt: on
+            clear_row(target, layer.dim, codes.stride // ACT_BLOCK * K_BLOCK)
             first = codes.address + row * codes.stride
             if cache.bits == 4:
                 hadamard(target, layer.dim)
@@ -115,15 +119,17 @@ def _fill_queries(program, layer, cache, head, q, position, queries):
 
 @compiled
 def _append(program, layer, cache, head, k, v, position, work):
-    """Norm and rotate one token's key, and store key and value in the cache.
+    """Norm and rotate one token's key, norm its value if the layer does, and store both.
 
-    For a cache of 4 bits the value is multiplied by a Hadamard matrix where it lies.
+    The value is normed, and for a cache of 4 bits multiplied by a Hadamard matrix, where it lies.
     """
     # fmt: off
     _copy_head(program, layer, k, head, layer.kv_heads, layer.norm_k, layer.cos_k, layer.sin_k,
                position, work.key)
     # fmt: on
     value = v + head * layer.dim * _F32
+    if layer.norm_values:
+        multiply_row(value, inverse_rms(value, layer.dim, program.eps), layer.dim)
     if cache.bits == 4:
         hadamard(work.key, layer.dim)
         hadamard(value, layer.dim)
@@ -192,7 +198,7 @@ def attend_one(program, layer, cache, q, k, v, out, thread, position):
         if head != ready:
             _fill_queries(program, layer, cache, head, q, position, queries)
             ready = head
-        if chunk == high - 1:
+        if chunk == high - 1 and not layer.borrowed:
             _append(program, layer, cache, head, k.address, v.address, position, work)
         _attend_part(program, layer, cache, head, chunk, queries, work, program.parts)
     barrier(thread)
@@ -226,7 +232,7 @@ def attend_batch(program, call, number, layer, q, k, v, out, thread):
             if head != ready:
                 _fill_queries(program, layer, cache, head, row, position, queries)
                 ready = head
-            if chunk == high - 1:
+            if chunk == high - 1 and not layer.borrowed:
                 _append(program, layer, cache, head, key, value, position, work)
             parts = program.parts + b * stride
             _attend_part(program, layer, cache, head, chunk, queries, work, parts)
@@ -250,7 +256,7 @@ def attend_prompt(program, layer, cache, q, k, v, out, thread, position):
     tokens, kv_heads, dim = q.length, layer.kv_heads, layer.dim
     group = layer.heads // kv_heads
     work = _thread_work(program, thread)
-    for t in range(tokens):
+    for t in range(0 if layer.borrowed else tokens):
         # positions that share a center go together
         if (position + t) // cache.span % thread.threads == thread.tid:
             for head in range(kv_heads):

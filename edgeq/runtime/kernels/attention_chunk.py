@@ -47,6 +47,7 @@ from edgeq.runtime.kernels.primitives import (
     softmax,
     vector_absmax,
 )
+from edgeq.runtime.kernels.row_ops import clear_row
 
 _ZERO, _ONE, _MAX_CODE, _TINY = (np.float32(v) for v in (0, 1, 127, 1e-30))
 _EIGHT, _FIFTEEN, _LEVELS = (np.float32(v) for v in (8, 15, 255))
@@ -216,7 +217,7 @@ def _attend_codes(program, layer, cache, head, start, tiles, queries, work, out)
     call_kernel(cache.key_kernel, keys, codes, scores, 0, tiles)
     nothing = scores.address + rows * scores.stride
     if roundings == 1:
-        _clear(nothing, 0, CHUNK)
+        clear_row(nothing, 0, CHUNK)
     center = cache.centers + at // CHUNK * dim_k * (CHUNK // cache.span) * _F16
     probabilities = Rows(work.probabilities, CHUNK // K_BLOCK * ACT_BLOCK, rows)
     for r in range(rows):
@@ -236,7 +237,7 @@ def _attend_codes(program, layer, cache, head, start, tiles, queries, work, out)
         if layer.softcap:
             scale = _cap(layer, row, rest, centers, tiles)
         softmax(row, rest, centers, v_scales, scale, low, high, tiles, part)
-        _clear(row, tiles * TILE, width)
+        clear_row(row, tiles * TILE, width)
         quantize_row(row, probabilities.address + r * probabilities.stride, width // K_BLOCK)
     values = PackedWeights(
         codes=cache.values + (head * dim_v * length + slot * TILE) * cache.bits // 8,
@@ -293,12 +294,6 @@ def _cap(layer, row, rest, centers, tiles):
     softcap(row, tiles * TILE, layer.softcap)
     return layer.softcap + 2 * _F32
 
-
-@compiled
-def _clear(row, start, stop):
-    x = floats(row, stop)
-    for j in range(start, stop):
-        x[j] = _ZERO
 
 
 @compiled

@@ -17,7 +17,9 @@ of a plain decoder is
 
 A layer with a short convolution has SHORT_CONV in place of ATTENTION, and one with a gated delta
 net DELTA_NET. OUTPUT_GATE may follow ATTENTION. A layer with experts has LINEARS of the router and
-EXPERTS in place of what follows the second NORM.
+EXPERTS in place of what follows the second NORM. Where layers have inputs of their own, LINEARS and
+LAYER_INPUTS make those of all layers first, and each layer ends with NORM, LINEARS, OWN_INPUT and
+LINEARS.
 
 With one token (decode) the cheap steps - residual, norms, quantization - are repeated by every
 thread in rows of its own, which costs less than sharing them would; with many tokens (prefill)
@@ -35,6 +37,7 @@ from edgeq.runtime.kernels.abi import Rows, Step, Thread
 from edgeq.runtime.kernels.attention import attend_batch, attend_one, attend_prompt
 from edgeq.runtime.kernels.delta_net import gate_output, recur, recur_batch
 from edgeq.runtime.kernels.experts import mix
+from edgeq.runtime.kernels.layer_inputs import make_inputs, use_input
 from edgeq.runtime.kernels.matmul import matmul
 from edgeq.runtime.kernels.primitives import (
     compiled,
@@ -53,6 +56,7 @@ from edgeq.runtime.kernels.row_ops import (
     multiply_row,
     next_tiles,
     own_rows,
+    quantize_padded,
     rms_norm,
     stamp,
 )
@@ -60,7 +64,7 @@ from edgeq.runtime.kernels.short_conv import convolve_batch, convolve_one, convo
 
 (
     _EMBED, _NORM, _QUANTIZE, _LINEARS, _GATED, _ATTENTION, _HEAD, _SHORT_CONV, _DELTA_NET,
-    _OUTPUT_GATE, _EXPERTS,
+    _OUTPUT_GATE, _EXPERTS, _LAYER_INPUTS, _OWN_INPUT,
 ) = (int(kind) for kind in Step)  # fmt: skip
 _F32 = 4
 _ONE = np.float32(1)
@@ -89,6 +93,8 @@ def _norm_row(step, eps, x, branch, out, acts):
             add_rows(x, out, step.scale, step.width)
         else:
             add_rows(x, branch, step.scale, step.width)
+    if step.stream_scale:
+        multiply_row(x, floats(step.stream_scale, 1)[0], step.width)
     if step.norm:
         rms_norm(x, step.norm, out, step.width, eps)
         quantize_row(out, acts, step.blocks)
@@ -118,10 +124,11 @@ def _norm(eps, step, x, branch, out, acts, thread):
 def _quantize(step, x, acts, thread):
     """Quantize rows for the next linears: this thread's own row (decode), or its share."""
     if x.length == 1:
-        quantize_row(x.address, acts.address, step.blocks)
+        quantize_padded(x.address, step.width, acts.address, step.blocks)
         return
     for t in range(thread.tid, x.length, thread.threads):
-        quantize_row(x.address + t * x.stride, acts.address + t * acts.stride, step.blocks)
+        row = x.address + t * x.stride
+        quantize_padded(row, step.width, acts.address + t * acts.stride, step.blocks)
     barrier(thread)
 
 
@@ -259,6 +266,13 @@ def _run(program, call, thread, position, ids):
             gate_output(step, x, gates, thread)
         elif kind == _EXPERTS:
             mix(step, rows, linears, x, acts, out, thread)
+        elif kind == _LAYER_INPUTS:
+            spare = rows[step.out]
+            room = spare.address + thread.tid * spare.stride
+            make_inputs(program.eps, step, linears[step.linear], x, ids, room, thread)
+        elif kind == _OWN_INPUT:
+            inputs = own_rows(rows[step.branch], thread, tokens)
+            use_input(step, x, inputs, out, acts, thread)
         elif kind == _EMBED:
             _embed(program.embed_scale, out, linears[step.linear], ids, thread)
         else:

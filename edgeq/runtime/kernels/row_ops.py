@@ -54,7 +54,7 @@ _NAP = np.uint32(20)  # microseconds
 
 _CLOCK = np.int32(time.CLOCK_MONOTONIC)  # which Python's perf_counter_ns reads too
 
-_ONE = np.float32(1)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 _F32, _F16 = 4, 2  # bytes
 _KIND_F32, _KIND_F16 = FLOAT_KINDS["float32"], FLOAT_KINDS["float16"]
 _SUPERBLOCK = np.int64(SUPERBLOCK)
@@ -179,6 +179,25 @@ def quantize_twice(x, first, second, blocks, rest):
 
 
 @compiled
+def quantize_padded(x, width, acts, blocks):
+    """Quantize a row of ``width`` values, with zeros up to whole blocks, which are stored too.
+
+    Layers may differ in their width: where one is narrower than the layer before it, the rows of
+    that layer have left values there.
+    """
+    clear_row(x, width, blocks * K_BLOCK)
+    quantize_row(x, acts, blocks)
+
+
+@compiled
+def clear_row(x, start, stop):
+    """Zeros at values ``start:stop`` of a row."""
+    values = floats(x, stop)
+    for i in range(start, stop):
+        values[i] = _ZERO
+
+
+@compiled
 def inverse_rms(x, n, eps):
     """1 / sqrt(mean of the squares of n values + eps)."""
     return _ONE / np.sqrt(vector_sumsq(x, n) / np.float32(n) + eps)
@@ -250,16 +269,25 @@ def hadamard(x, n):
 @compiled
 def embedding_row(lin, row, out, scale):
     """Row ``row`` of an embedding matrix, dequantized, times ``scale``."""
+    embedding_part(lin, row, 0, lin.k, out, scale)
+
+
+@compiled
+def embedding_part(lin, row, begin, count, out, scale):
+    """``count`` columns of a row of an embedding matrix, from ``begin`` on; nothing else is read.
+
+    They are dequantized and multiplied by ``scale``.
+    """
     k, kind = lin.k, lin.kind
-    x = floats(out, k)
+    x = floats(out, count)
     if kind == _KIND_F32:
-        source = floats(lin.codes + row * k * _F32, k)
-        for i in range(k):
+        source = floats(lin.codes + (row * k + begin) * _F32, count)
+        for i in range(count):
             x[i] = source[i] * scale
         return
     if kind < FIRST_QUANT:
-        at = lin.codes + row * k * _F16
-        for i in range(k):
+        at = lin.codes + (row * k + begin) * _F16
+        for i in range(count):
             value = get_f16(at + _F16 * i) if kind == _KIND_F16 else get_bf16(at + _F16 * i)
             x[i] = value * scale
         return
@@ -269,7 +297,8 @@ def embedding_row(lin, row, out, scale):
     half, minimum, two_level = kind & KIND_HALF, kind & KIND_MINIMUM, kind & KIND_TWO_LEVEL
     codes = bytes_at(lin.codes + tile * lin.code_step, lin.code_step)
     scales, zeros = lin.scales + tile * lin.scale_step, lin.zeros + tile * lin.zero_step
-    for i in range(k):
+    for target in range(count):
+        i = begin + target
         # column i is column c of vector j of its block: see `edgeq.formats.packing`
         block, j, c = i >> _BLOCK_BITS, (i >> _LANE_BITS) & 7, i & (LANE - 1)
         at = block * bits * _PLANE + r * LANE + c
@@ -294,15 +323,15 @@ def embedding_row(lin, row, out, scale):
             if minimum:
                 least = get_f16(zeros + (group * TILE + r) * _F16)
         if kind & KIND_PALETTE:
-            x[i] = np.float32(signed_bytes_at(zeros, TILE)[code]) * weight_scale * scale
+            x[target] = np.float32(signed_bytes_at(zeros, TILE)[code]) * weight_scale * scale
             continue
         if minimum:
-            x[i] = (np.float32(code) * weight_scale + least) * scale
+            x[target] = (np.float32(code) * weight_scale + least) * scale
             continue
         zero = np.int32(1 << (bits - 1))
         if kind & KIND_ASYMMETRIC:
             zero = np.int32(bytes_at(zeros + group * TILE, TILE)[r])
-        x[i] = np.float32(code - zero) * weight_scale * scale
+        x[target] = np.float32(code - zero) * weight_scale * scale
 
 
 @compiled

@@ -34,6 +34,7 @@ from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.model.model import Model
 from edgeq.model.recording import linear_groups
 from edgeq.quant.decoder.calibrate import CalibrationText
+from edgeq.quant.decoder.layerwise import check_layerwise
 from edgeq.quant.decoder.transforms.fold import Lazy, Scaled
 from edgeq.quant.kernels.products import product
 
@@ -112,6 +113,7 @@ def rotate_values(
         UnsupportedError: there is no attention without a gate on its output.
     """
     del calibration, schemes, progress
+    check_layerwise(model.config, "rotate-values")
     if not any(b.mixer == "attention" and not b.output_gate for b in model.config.blocks):
         raise UnsupportedError(
             f"rotate-values cannot be folded into {model.config.family}: a gate stands between its "
@@ -148,6 +150,7 @@ def rotate(
     """
     del calibration, schemes, progress
     config = model.config
+    check_layerwise(config, "rotate")
     if config.experts is not None:
         raise UnsupportedError(
             f"rotate cannot be folded into {config.family}: it leaves experts as they are, and "
