@@ -21,6 +21,7 @@ from edgeq.model.block import (
     DELTA_CONV,
     DELTA_NORM,
     DT_BIAS,
+    SINKS,
     ExpertsSpec,
     tensor_name,
 )
@@ -30,10 +31,10 @@ from edgeq.model.delta_rule import DeltaWeights, delta_output, sigmoid
 from edgeq.model.formulas import (
     Array,
     Linear,
-    activation,
     apply_rope,
     dense,
     expert_weights,
+    gated,
     rms_norm,
     softcap,
 )
@@ -215,7 +216,8 @@ class Reference:
     def attend(self, name: str, layer: int, q: Array, k: Array, v: Array) -> Array:
         """Append k and v to the layer's cache; attention of q: [T, H*D]."""
         self._store(self._cache, layer, k, v)
-        return self._result(name, self._cache.attend(layer, q).reshape(q.shape[0], -1))
+        mixed = self._cache.attend(layer, q, self._sinks(layer))
+        return self._result(name, mixed.reshape(q.shape[0], -1))
 
     def short_conv(self, name: str, layer: int, b: Array, c: Array, x: Array, weight: str) -> Array:
         """Append b * x to the layer's state; c times its convolution: [T, hidden]."""
@@ -243,8 +245,8 @@ class Reference:
         return self._result(name, x * sigmoid(gate))
 
     def gated(self, name: str, gate: Array, up: Array) -> Array:
-        """activation(gate) * up."""
-        return self._result(name, activation(self.config.activation, gate) * up)
+        """`gated` of the results of two matrices."""
+        return self._result(name, gated(self.config.activation, gate, up))
 
     def route(self, name: str, layer: int, logits: Array) -> Array:
         """`expert_weights` of the layer's experts."""
@@ -315,6 +317,12 @@ class Reference:
             return self.model.tensors[name]
         except KeyError as err:
             raise FormatError(f"tensor {name} is missing from the model") from err
+
+    def _sinks(self, layer: int) -> Array | None:
+        """The sinks of a layer [H], or None where it has none."""
+        if not self.config.blocks[layer].sinks:
+            return None
+        return self._vector(tensor_name(layer, SINKS))
 
     def _vector(self, name: str) -> Array:
         if name not in self._small:

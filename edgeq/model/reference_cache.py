@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import UsageError
 from edgeq.model.config import ModelConfig
 from edgeq.model.delta_rule import DeltaInputs, DeltaWeights, delta_inputs, delta_step
-from edgeq.model.formulas import Array, attend_blocks, convolution, softcap, softmax
+from edgeq.model.formulas import Array, attend_blocks, attention_shares, convolution, softcap
 from edgeq.model.memory_layout import input_width, state_shape
 
 
@@ -141,10 +141,15 @@ class KV:
         self._k[layer][self.n_past : stop] = k
         self._v[layer][self.n_past : stop] = v
 
-    def attend(self, layer: int, q: Array) -> Array:
+    def attend(self, layer: int, q: Array, sinks: Array | None = None) -> Array:
         """Attention of q [T, H, D] at positions n_past .. n_past+T-1, after `append`.
 
         Query head h reads key/value head h // group.
+
+        Args:
+            layer: of the model.
+            q: the queries.
+            sinks: of the layer, float32 [H], or None where it has none.
 
         Returns:
             float32 [T, H, D].
@@ -153,6 +158,8 @@ class KV:
         n = q.shape[0]
         out = np.empty((n, c.kv_heads, c.group, c.head_dim), np.float32)
         grouped = q.reshape(n, c.kv_heads, c.group, c.head_dim)
+        if sinks is not None:
+            sinks = sinks.reshape(c.kv_heads, c.group).T[:, :, None, None]
         for rows, seen, visible in attend_blocks(c.blocks[layer], self.n_past, n):
             k = self._k[layer][seen].transpose(1, 2, 0)  # [Hkv, D, S]
             v = self._v[layer][seen].transpose(1, 0, 2)  # [Hkv, S, D]
@@ -160,7 +167,7 @@ class KV:
             scores = (block @ k) * np.float32(c.attn_scale)
             if c.attn_softcap is not None:
                 scores = softcap(scores, c.attn_softcap)
-            weights = softmax(np.where(visible, scores, np.float32(-np.inf)))
+            weights = attention_shares(np.where(visible, scores, np.float32(-np.inf)), sinks)
             out[rows] = (weights @ v).transpose(2, 1, 0, 3)
         return out.reshape(n, c.heads, c.head_dim)
 

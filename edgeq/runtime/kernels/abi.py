@@ -163,6 +163,7 @@ ATTENTION = _record(
     "norm_last",  # whether each head is normed after it is rotated
     "scale",  # address of the float32 factor on the scores
     "softcap",  # address of float32 [scale / cap, cap, 1] if scores are capped, or 0
+    "sinks",  # address of float32 [heads], or 0
     "query_block",  # tokens whose queries go through attention together
 )  # fmt: skip
 
@@ -234,7 +235,7 @@ EXPERTS = _record(
     "blocks",  # blocks of 32 between an expert's matrices that are quantized; 0 if down is floats
     ("scale", "f4"),
 )  # fmt: skip
-ACTIVATIONS = ("silu", "gelu_tanh")
+ACTIVATIONS = ("silu", "gelu_tanh", "clamped_swiglu")
 
 
 class AttentionWork(NamedTuple):

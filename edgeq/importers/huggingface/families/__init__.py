@@ -30,6 +30,7 @@ _FILES = (
     "qwen3_moe",
     "granitemoe",
     "lfm2_moe",
+    "gpt_oss",
 )
 """A row for each family: the name of its file. Of two families with one GGUF architecture, files
 of that architecture are read as the first."""
