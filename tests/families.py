@@ -169,8 +169,8 @@ _FAMILY: dict[str, dict[str, Any]] = {
             "yarn", 4.0, original_context=16, attention_factor=1.138629436111989
         ),
         "window": 5,
-        "layers": 4,
-        "window_layers": (True, False, True, False),
+        "layers": 3,
+        "window_layers": (True, False, True),
         "sinks": True,
         "experts": ExpertsSpec(count=6, chosen=3, ffn=76, normalize=True, biases=True),
         "tied": False,
@@ -291,7 +291,7 @@ def random_model(config: ModelConfig, seed: int = 0) -> Model:
     for name, size in config.sinks():
         tensors[name] = _float(rng.normal(size=size))
     for name, size in config.expert_biases():
-        tensors[name] = _float(0.3 * rng.normal(size=size))
+        tensors[name] = _float(0.1 * rng.normal(size=size))
     family = FAMILY_ROWS[config.family]
     if family.biases == "qkv" or family.defaults.get("attention_bias"):
         for name, shape in config.biases():
