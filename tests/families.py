@@ -173,6 +173,19 @@ _FAMILY: dict[str, dict[str, Any]] = {
         "layer_input": 20,
         "blocks": (),  # of `sharing_blocks`
     },
+    "gpt_oss": {
+        "activation": "clamped_swiglu",
+        "rope_base": 150000.0,
+        "rope_scaling": RopeScaling(
+            "yarn", 4.0, original_context=16, attention_factor=1.138629436111989
+        ),
+        "window": 5,
+        "layers": 3,
+        "window_layers": (True, False, True),
+        "sinks": True,
+        "experts": ExpertsSpec(count=6, chosen=3, ffn=76, normalize=True, biases=True),
+        "tied": False,
+    },
 }
 
 FAMILIES = tuple(_FAMILY)
@@ -181,7 +194,7 @@ SHARING = ("gemma4",)
 
 HYBRIDS = ("lfm2", "qwen3_5", "lfm2_moe")
 """Families with layers that have no attention."""
-MIXTURES = ("qwen3_moe", "granitemoe", "lfm2_moe")
+MIXTURES = ("qwen3_moe", "granitemoe", "lfm2_moe", "gpt_oss")
 """Families with layers that have experts."""
 ATTENTION_FAMILIES = tuple(
     family for family in FAMILIES if family not in (*HYBRIDS, *MIXTURES, *SHARING)
@@ -193,7 +206,7 @@ CALIBRATED = tuple(family for family in FAMILIES if family not in SHARING)
 _OF_BLOCKS = (
     "layers", "rope_base", "rope_base_local", "rope_dim", "rope_scaling", "rope_temperature",
     "rope_layers", "window", "window_layers", "norm_before", "norm_after", "qk_norm",
-    "qk_norm_last", "convolutions", "output_gate", "delta", "delta_layers", "experts",
+    "qk_norm_last", "convolutions", "output_gate", "sinks", "delta", "delta_layers", "experts",
     "dense_layers",
 )  # fmt: skip
 
@@ -315,9 +328,14 @@ def random_model(config: ModelConfig, seed: int = 0) -> Model:
         tensors[name] = _float(center + 0.5 * rng.normal(size=shape))
     for name, size in config.choice_biases():
         tensors[name] = _float(0.1 * rng.normal(size=size))
-    if FAMILY_ROWS[config.family].biases == "qkv":
+    for name, size in config.sinks():
+        tensors[name] = _float(rng.normal(size=size))
+    for name, size in config.expert_biases():
+        tensors[name] = _float(0.1 * rng.normal(size=size))
+    family = FAMILY_ROWS[config.family]
+    if family.biases == "qkv" or family.defaults.get("attention_bias"):
         for name, shape in config.biases():
-            if "o_proj" not in name:
+            if "o_proj" not in name or family.biases == "attention_bias":
                 tensors[name] = _float(0.3 * rng.normal(size=shape))
     return Model(config, tensors)
 

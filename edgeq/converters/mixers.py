@@ -94,8 +94,9 @@ class AttentionOnly:
 
 
 def check_attention_only(config: ModelConfig, runtime: str) -> None:
-    """Refuse a model with layers that mix positions otherwise than by attention without a gate, or
-    that have experts, inputs or sizes of their own, or keys and values of another layer.
+    """Refuse a model with layers that mix positions otherwise than by attention without a gate or
+    sinks, or that have experts, a clamped feed-forward, inputs or sizes of their own, or keys and
+    values of another layer.
 
     Args:
         config: of the model.
@@ -113,6 +114,19 @@ def check_attention_only(config: ModelConfig, runtime: str) -> None:
             f"are {OTHER_MIXERS[config.blocks[others[0]].mixer]} (mixer "
             f"{config.blocks[others[0]].mixer!r}), which edgeq "
             f"does not write for {runtime}; run the model with edgeq's own engine"
+        )
+    sunk = [i for i, block in enumerate(config.blocks) if block.sinks]
+    if sunk:
+        raise UnsupportedError(
+            f"{len(sunk)} of {config.layers} layers of the model, layer {sunk[0]} the first, have "
+            f"attention with sinks, which edgeq does not write for {runtime}; run the model with "
+            "edgeq's own engine, or convert it to GGUF"
+        )
+    if config.activation == "clamped_swiglu":
+        raise UnsupportedError(
+            "the feed-forwards of the model clamp gate and up (activation clamped_swiglu), which "
+            f"edgeq does not write for {runtime}; run the model with edgeq's own engine, or "
+            "convert it to GGUF"
         )
     gated = [i for i, block in enumerate(config.blocks) if block.output_gate]
     if gated:

@@ -73,7 +73,10 @@ def parameters(config: ModelConfig) -> int:
 
 def biases(config: ModelConfig) -> list[tuple[str, tuple[int]]]:
     """Names and shapes of the biases that every model of a shape's family has."""
-    always = FAMILIES[config.family].biases == "qkv"
+    family = FAMILIES[config.family]
+    if family.biases == "attention_bias" and family.defaults.get("attention_bias"):
+        return list(config.biases())
+    always = family.biases == "qkv"
     return [(name, size) for name, size in config.biases() if always and "o_proj" not in name]
 
 
@@ -130,9 +133,9 @@ def random_model(
         # all decays near a half, and norms that scale by one
         value = 1.0 if name.endswith("weight") else 0.0
         tensors[name] = FloatTensor("float32", np.full(length, value, np.float32))
-    for name, count in config.choice_biases():
+    for name, count in (*config.choice_biases(), *config.sinks()):
         tensors[name] = FloatTensor("float32", np.zeros(count, np.float32))
-    for name, size in biases(config):
+    for name, size in (*config.expert_biases(), *biases(config)):
         tensors[name] = FloatTensor("float32", rng.standard_normal(size, np.float32) / 8)
     return Model(config, tensors, provenance={"source": "random weights", "seed": seed})
 

@@ -45,10 +45,12 @@ DELTA_CONV, DELTA_NORM = "linear_attn.conv1d", "linear_attn.norm"
 DELTA_OUT, A_LOG, DT_BIAS = "linear_attn.out_proj", "linear_attn.A_log", "linear_attn.dt_bias"
 INPUT_GATE, INPUT_PROJ = "per_layer_input_gate", "per_layer_projection"
 INPUT_NORM, LAYER_SCALE = "post_per_layer_input_norm", "layer_scalar"
+SINKS = "self_attn.sinks"
 
 
 _FLAGS = (
-    "norm_before", "norm_after", "qk_norm_last", "output_gate", "causal", "v_norm", "layer_scale",
+    "norm_before", "norm_after", "qk_norm_last", "output_gate", "sinks", "causal", "v_norm",
+    "layer_scale",
 )  # fmt: skip
 
 
@@ -62,7 +64,7 @@ def tensor_name(layer: int, part: str) -> str:
         'model.layers.3.linear_attn.A_log'
     """
     name = f"model.layers.{layer}.{part}"
-    return name if part in (A_LOG, DT_BIAS, LAYER_SCALE) else f"{name}.weight"
+    return name if part in (A_LOG, DT_BIAS, LAYER_SCALE, SINKS) else f"{name}.weight"
 
 
 def expert_part(expert: int, part: str) -> str:
@@ -166,6 +168,7 @@ class ExpertsSpec:
             nothing else.
         normalize: the weights of the chosen experts are divided by their sum.
         scale: factor on the weights.
+        biases: the router and every matrix of an expert add a bias.
 
     Raises:
         FormatError: a value of the wrong type or out of range.
@@ -183,6 +186,7 @@ class ExpertsSpec:
     choice_bias: bool = False
     normalize: bool = False
     scale: float = 1.0
+    biases: bool = False
 
     def __post_init__(self) -> None:
         for name, most in (("count", MAX_EXPERTS), ("chosen", self.count), ("ffn", MAX_SIZE)):
@@ -197,7 +201,7 @@ class ExpertsSpec:
                 f"model config: the score of experts is {self.score!r}; it must be one of "
                 f"{', '.join(map(repr, get_args(Score)))}"
             )
-        for name in ("choice_bias", "normalize"):
+        for name in ("choice_bias", "normalize", "biases"):
             if not isinstance(getattr(self, name), bool):
                 raise FormatError(
                     f"model config: {name} of the experts is {getattr(self, name)!r}; it must be "
@@ -217,7 +221,7 @@ class BlockSpec:
         mixer: what mixes positions: "attention"; "short_conv", a gated convolution over the
             last few positions (LFM2); or "gated_delta_net", a short convolution of queries, keys
             and values whose state is a matrix of each head (Qwen 3.5). Only attention has a rope,
-            a qk_norm or an output_gate.
+            a qk_norm, an output_gate or sinks.
         norm_before: RMS norms of the inputs of attention and of the feed-forward.
         norm_after: RMS norms of their outputs, before they are added to the residual stream.
         qk_norm: RMS norm of queries and keys: "head" over the D values of
@@ -230,6 +234,8 @@ class BlockSpec:
             number of taps of its convolution.
         output_gate: the output of attention is multiplied by the sigmoid of a projection of its
             input (Qwen 3.5).
+        sinks: each head has a number that goes through the softmax of its scores as the score of
+            one more position, whose value is zero (gpt-oss).
         delta: sizes of a gated delta net; None for other mixers.
         experts: the experts of the feed-forward, or None where it is a single one.
         causal: a position sees none that comes after it. Where it is false, attention sees those
@@ -260,6 +266,7 @@ class BlockSpec:
     rope: RopeSpec | None
     window: int | None = None
     output_gate: bool = False
+    sinks: bool = False
     delta: DeltaSpec | None = None
     experts: ExpertsSpec | None = None
     causal: bool = True
@@ -346,7 +353,7 @@ class BlockSpec:
                 f"model config: window is absent; a {kind} needs it, as the number of positions "
                 f"that {'it' if self.mixer == 'short_conv' else 'its convolution'} sees"
             )
-        for name in ("rope", "qk_norm", "output_gate", "head_dim", "v_norm", "kv_from"):
+        for name in ("rope", "qk_norm", "output_gate", "sinks", "head_dim", "v_norm", "kv_from"):
             if getattr(self, name) not in (None, False):
                 raise FormatError(
                     f"model config: {name} is {getattr(self, name)!r}; a {kind} has "

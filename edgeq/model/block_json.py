@@ -102,12 +102,16 @@ def blocks_from_flat(data: Mapping[str, Any]) -> tuple[BlockSpec, ...]:
 def _described(block: BlockSpec) -> dict[str, Any]:
     """A block without the keys that it does not need and that older readers do not know."""
     values = asdict(block)
-    for name in ("qk_norm_last", "output_gate", "delta", "experts", "v_norm", "layer_scale"):
+    for name in (
+        "qk_norm_last", "output_gate", "sinks", "delta", "experts", "v_norm", "layer_scale",
+    ):  # fmt: skip
         if not values[name]:
             del values[name]
     for name in ("head_dim", "ffn", "kv_from"):
         if values[name] is None:
             del values[name]
+    if block.experts and not block.experts.biases:
+        del values["experts"]["biases"]
     if block.causal:
         del values["causal"]
     rope = values["rope"]

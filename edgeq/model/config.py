@@ -36,6 +36,7 @@ from edgeq.model.block import (
     Q_NORM,
     Q_PROJ,
     ROUTER,
+    SINKS,
     UP_PROJ,
     V_PROJ,
     X_PROJ,
@@ -49,7 +50,7 @@ from edgeq.model.block_json import FLAT_KEYS, blocks_from_flat, blocks_from_json
 from edgeq.model.limits import MAX_LAYERS, MAX_SIZE, is_count, is_finite
 from edgeq.model.rope_spec import RopeSpec
 
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "clamped_swiglu"]
 
 _SIZES = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context")
 _POSITIVE = ("norm_eps", "embed_scale", "attn_scale", "residual_scale", "logit_scale")
@@ -74,7 +75,8 @@ class ModelConfig:
         blocks: what each layer is, first layer first.
         norm_eps: epsilon of the RMS norms.
         norm_offset: added to every norm weight (1.0 for Gemma).
-        activation: of the gated feed-forward.
+        activation: of the gated feed-forward: "silu" or "gelu_tanh" of the gate, times up; or
+            "clamped_swiglu", which clamps both and adds one to up (gpt-oss).
         embed_scale: factor on the embeddings (sqrt(hidden) for Gemma).
         attn_scale: factor on the attention scores; 0 stands for the usual head_dim ** -0.5.
         residual_scale: factor on what attention and the feed-forward add to the residual stream.
@@ -388,18 +390,33 @@ class ModelConfig:
             if block.experts is not None and block.experts.choice_bias:
                 yield f"model.layers.{i}.{CHOICE_BIAS}", (block.experts.count,)
 
+    def sinks(self) -> Iterator[tuple[str, tuple[int]]]:
+        """Names and shapes of the sinks of attention."""
+        for i, block in enumerate(self.blocks):
+            if block.sinks:
+                yield tensor_name(i, SINKS), (self.heads,)
+
+    def expert_biases(self) -> Iterator[tuple[str, tuple[int]]]:
+        """Names and shapes of the biases of routers and experts, in layers where these have any."""
+        for i, block in enumerate(self.blocks):
+            if block.experts is not None and block.experts.biases:
+                for name, (n, _) in self._feed_forward(i):
+                    yield name.removesuffix("weight") + "bias", (n,)
+
     def floats(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Names and shapes of all weights that no matrix is made of and that stay floating point:
-        norms, convolutions, the vectors of gated delta nets, the biases by which experts are
-        chosen, and the scales of layers."""
+        norms, convolutions, the vectors of gated delta nets, the sinks of attention, the scales of
+        layers, the biases by which experts are chosen, and those that routers and experts add."""
         yield from self.norms()
         yield from self.layer_scales()
         yield from self.convolutions()
         yield from self.delta_vectors()
         yield from self.choice_biases()
+        yield from self.sinks()
+        yield from self.expert_biases()
 
     def biases(self) -> Iterator[tuple[str, tuple[int]]]:
-        """Names and shapes of the biases a family may have (they are optional tensors)."""
+        """Names and shapes of the biases that attention may have (they are optional tensors)."""
         for name, (n, _) in self.linears():
             if "self_attn" in name:
                 yield name.removesuffix("weight") + "bias", (n,)

@@ -147,7 +147,8 @@ class Builder(Protocol[V]):
         """Append k and v [T, Hkv, D] to the layer's cache; attention of q [T, H, D]: [T, H*D].
 
         A position sees what ``config.blocks[layer].window`` says; scores are capped by
-        ``attn_softcap``.
+        ``attn_softcap``. With ``sinks`` the layer's tensor of that name holds a further score of
+        each head, whose share of the attention goes to no position.
         """
 
     def attend_shared(self, name: str, layer: int, q: V) -> V:
@@ -186,7 +187,8 @@ class Builder(Protocol[V]):
         """x * sigmoid(gate), both [T, H*D]."""
 
     def gated(self, name: str, gate: V, up: V) -> V:
-        """activation(gate) * up, both [T, ffn]."""
+        """`edgeq.model.formulas.gated` of both, [T, ffn]: activation(gate) * up, or what
+        ``config.activation`` says."""
 
     def route(self, name: str, layer: int, logits: V) -> V:
         """The weight of each expert for each token, from the router's logits: [T, E].

@@ -27,6 +27,8 @@ QUERY_BLOCK = 128
 """Query positions attended at once, so that scores take [H, 128, S] rather than [H, T, S]."""
 SIGMOID_SUM_EPS = np.float32(1e-6)
 """Added to the sum that weights of experts are divided by, where they are sigmoids (LFM2)."""
+SWIGLU_ALPHA, SWIGLU_LIMIT = np.float32(1.702), np.float32(7)
+"""Of "clamped_swiglu": what the gate is multiplied by in the sigmoid, and how far both go."""
 
 
 def rms_norm(x: Array, weight: Array, eps: float, offset: float = 0.0) -> Array:
@@ -90,6 +92,27 @@ def activation(kind: Activation, x: Array) -> Array:
     return cast(Array, np.float32(0.5) * x * (np.float32(1) + np.tanh(inner)))
 
 
+def gated(
+    kind: Activation,
+    gate: Array,
+    up: Array,
+    act: Callable[[Activation, Array], Array] = activation,
+) -> Array:
+    """What the last matrix of a feed-forward is multiplied with, from the results of the others.
+
+    Args:
+        kind: "clamped_swiglu", with ``gate`` at most 7 and ``up`` from -7 to 7: gate *
+            sigmoid(1.702 gate) * (up + 1). Of the others: `activation` of gate, times up.
+        gate, up: float32 of one shape.
+        act: computes `activation`.
+    """
+    if kind != "clamped_swiglu":
+        return act(kind, gate) * up
+    gate = np.minimum(gate, SWIGLU_LIMIT)
+    glu = act("silu", gate * SWIGLU_ALPHA) / SWIGLU_ALPHA
+    return cast(Array, glu * (np.clip(up, -SWIGLU_LIMIT, SWIGLU_LIMIT) + np.float32(1)))
+
+
 def softcap(x: Array, cap: float) -> Array:
     """``cap * tanh(x / cap)``, which is near x where x is small and never beyond cap."""
     return cast(Array, np.tanh(x / np.float32(cap)) * np.float32(cap))
@@ -99,6 +122,22 @@ def softmax(scores: Array) -> Array:
     """Softmax along the last axis; -inf marks what may not be seen."""
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return cast(Array, weights / weights.sum(axis=-1, keepdims=True))
+
+
+def attention_shares(
+    scores: Array, sinks: Array | None, shares: Callable[[Array], Array] = softmax
+) -> Array:
+    """What each position has of a head's attention: the softmax of its scores.
+
+    Args:
+        scores: float32 [..., S]; -inf marks what may not be seen.
+        sinks: float32 that broadcasts to [..., 1], a further score whose share is dropped, or None.
+        shares: computes the softmax.
+    """
+    if sinks is None:
+        return shares(scores)
+    sunk = np.broadcast_to(sinks, (*scores.shape[:-1], 1))
+    return shares(np.concatenate([scores, sunk], axis=-1))[..., :-1]
 
 
 def expert_weights(

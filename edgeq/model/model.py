@@ -8,7 +8,8 @@ by its importer (Phi-3's fused projections are split, GGUF's names mapped):
     model.layers.{i}.self_attn.{q,k,v}_proj.weight  [H*D | Hkv*D, hidden]   (.bias optional)
     model.layers.{i}.self_attn.{q,k}_norm.weight  [D], or with qk_norm "all" [H*D | Hkv*D]
     model.layers.{i}.self_attn.g_proj.weight      [H*D, hidden]   of an output gate
-    model.layers.{i}.self_attn.o_proj.weight      [hidden, H*D]
+    model.layers.{i}.self_attn.o_proj.weight      [hidden, H*D]   (.bias optional)
+    model.layers.{i}.self_attn.sinks              [H]            of attention with sinks
     model.layers.{i}.conv.{b,c,x}_proj.weight     [hidden, hidden]  of a short convolution, in place
     model.layers.{i}.conv.conv.weight             [hidden, 1, taps] of all parts of self_attn
     model.layers.{i}.conv.out_proj.weight         [hidden, hidden]
@@ -23,6 +24,10 @@ by its importer (Phi-3's fused projections are split, GGUF's names mapped):
     model.layers.{i}.post_feedforward_layernorm.weight  [hidden]  if norm_after
     model.layers.{i}.mlp.{gate,up}_proj.weight    [ffn, hidden]
     model.layers.{i}.mlp.down_proj.weight         [hidden, ffn]
+    model.layers.{i}.mlp.router.weight            [E, hidden]    of experts, in place of gate, up
+    model.layers.{i}.mlp.experts.{e}.{gate,up}_proj.weight  [ffn, hidden]   and down; all with
+    model.layers.{i}.mlp.experts.{e}.down_proj.weight       [hidden, ffn]   .bias, or none
+    model.layers.{i}.mlp.experts.bias             [E]            to choose experts by, or absent
     model.norm.weight                             [hidden]
     lm_head.weight                                [V, hidden]    absent if tied
 """

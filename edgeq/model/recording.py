@@ -13,7 +13,7 @@ from it what calibration, transforms and profiling have to know of a layer:
                beta, decay
     attn_out   o          gated delta net          [T, values]  None
     mlp_in     gate, up   norm of x, or x          [T, hidden]  the norm, or None
-    mlp_out    down       activation(gate) * up    [T, ffn]     up
+    mlp_out    down       activation(gate) * up    [T, ffn]     up, or None where it is clamped
     mlp_in     router     norm of x, or x          [T, hidden]  None, as the experts read it too
     mlp_in     gate, up   an expert's tokens       [t, hidden]  None
     mlp_out    down       an expert's act          [t, ffn]     the expert's up
@@ -263,6 +263,8 @@ def linear_groups(config: ModelConfig) -> tuple[LinearGroup, ...]:
         adds = first.kind == "linear" and users[id(first)][0].kind == "add"
         value = first.inputs[0]
         source = _source(value) if len(users[id(value)]) == len(linears) else None
+        if value.kind == "gated" and config.activation == "clamped_swiglu":
+            source = None  # up is clamped and one is added
         expert = int(value.number) if value.kind == "to_expert" else None
         if value.kind == "gated" and value.inputs[0].inputs[0].kind == "to_expert":
             expert = int(value.inputs[0].inputs[0].number)

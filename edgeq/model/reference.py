@@ -21,6 +21,7 @@ from edgeq.model.block import (
     DELTA_CONV,
     DELTA_NORM,
     DT_BIAS,
+    SINKS,
     ExpertsSpec,
     tensor_name,
 )
@@ -30,11 +31,11 @@ from edgeq.model.delta_rule import DeltaWeights, delta_output, sigmoid
 from edgeq.model.formulas import (
     Array,
     Linear,
-    activation,
     apply_rope,
     dense,
     divided_by_rms,
     expert_weights,
+    gated,
     rms_norm,
     softcap,
 )
@@ -243,7 +244,8 @@ class Reference:
 
     def attend_shared(self, name: str, layer: int, q: Array) -> Array:
         """Attention of q over the cache that the layer reads: [T, H*D]."""
-        return self._result(name, self._cache.attend(layer, q).reshape(q.shape[0], -1))
+        mixed = self._cache.attend(layer, q, self._sinks(layer))
+        return self._result(name, mixed.reshape(q.shape[0], -1))
 
     def short_conv(self, name: str, layer: int, b: Array, c: Array, x: Array, weight: str) -> Array:
         """Append b * x to the layer's state; c times its convolution: [T, hidden]."""
@@ -271,8 +273,8 @@ class Reference:
         return self._result(name, x * sigmoid(gate))
 
     def gated(self, name: str, gate: Array, up: Array) -> Array:
-        """activation(gate) * up."""
-        return self._result(name, activation(self.config.activation, gate) * up)
+        """`gated` of the results of two matrices."""
+        return self._result(name, gated(self.config.activation, gate, up))
 
     def route(self, name: str, layer: int, logits: Array) -> Array:
         """`expert_weights` of the layer's experts."""
@@ -343,6 +345,12 @@ class Reference:
             return self.model.tensors[name]
         except KeyError as err:
             raise FormatError(f"tensor {name} is missing from the model") from err
+
+    def _sinks(self, layer: int) -> Array | None:
+        """The sinks of a layer [H], or None where it has none."""
+        if not self.config.blocks[layer].sinks:
+            return None
+        return self._vector(tensor_name(layer, SINKS))
 
     def _vector(self, name: str) -> Array:
         if name not in self._small:

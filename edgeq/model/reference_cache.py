@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import UsageError
 from edgeq.model.config import ModelConfig
 from edgeq.model.delta_rule import DeltaInputs, DeltaWeights, delta_inputs, delta_step
-from edgeq.model.formulas import Array, attend_blocks, convolution, softcap, softmax
+from edgeq.model.formulas import Array, attend_blocks, attention_shares, convolution, softcap
 from edgeq.model.memory_layout import input_width, state_shape
 
 
@@ -150,11 +150,16 @@ class KV:
         self._k[layer][self.n_past : stop] = k
         self._v[layer][self.n_past : stop] = v
 
-    def attend(self, layer: int, q: Array) -> Array:
+    def attend(self, layer: int, q: Array, sinks: Array | None = None) -> Array:
         """Attention of q [T, H, D] at positions n_past .. n_past+T-1, after `append` to the layer
         whose keys and values this one reads.
 
         Query head h reads key/value head h // group.
+
+        Args:
+            layer: of the model.
+            q: the queries.
+            sinks: of the layer, float32 [H], or None where it has none.
 
         Returns:
             float32 [T, H, D].
@@ -163,6 +168,8 @@ class KV:
         n, source = q.shape[0], c.kv_layer(layer)
         grouped = q.reshape(n, c.kv_heads, c.group, q.shape[2])
         out = np.empty(grouped.shape, np.float32)
+        if sinks is not None:
+            sinks = sinks.reshape(c.kv_heads, c.group).T[:, :, None, None]
         for rows, seen, visible in attend_blocks(c.blocks[layer], self.n_past, n):
             k = self._k[source][seen].transpose(1, 2, 0)  # [Hkv, D, S]
             v = self._v[source][seen].transpose(1, 0, 2)  # [Hkv, S, D]
@@ -170,7 +177,7 @@ class KV:
             scores = (block @ k) * np.float32(c.attn_scale)
             if c.attn_softcap is not None:
                 scores = softcap(scores, c.attn_softcap)
-            weights = softmax(np.where(visible, scores, np.float32(-np.inf)))
+            weights = attention_shares(np.where(visible, scores, np.float32(-np.inf)), sinks)
             out[rows] = (weights @ v).transpose(2, 1, 0, 3)
         return out.reshape(q.shape)
 

@@ -17,7 +17,15 @@ from edgeq.formats.packing import TILE, round_up
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model import recording
-from edgeq.model.block import A_LOG, CHOICE_BIAS, DELTA_CONV, DELTA_NORM, DT_BIAS, tensor_name
+from edgeq.model.block import (
+    A_LOG,
+    CHOICE_BIAS,
+    DELTA_CONV,
+    DELTA_NORM,
+    DT_BIAS,
+    SINKS,
+    tensor_name,
+)
 from edgeq.model.memory_layout import (
     ACT_BLOCK,
     WIDTH,
@@ -160,7 +168,10 @@ class CompiledProgram:
             record["code_step"] = k * tensor.data.itemsize
         bias = self._model.tensors.get(name.removesuffix("weight") + "bias")
         if bias is not None:
-            record["bias"] = address(bias.numpy(), 4)
+            values = bias.numpy()
+            record["bias"] = address(values, 4)
+            if ".mlp." in name:  # those of attention are optional, and no plan counts them
+                self._memory.scratch_bytes += values.nbytes
         return record
 
     def _attention_records(self, steps: list[ProgramStep], context: int) -> NDArray[Any]:
@@ -202,8 +213,17 @@ class CompiledProgram:
                 "norm_q": self._norm(step.q_norm),
                 "norm_k": self._norm(step.k_norm),
                 "norm_spans_heads": step.norm_spans_heads,
+                "sinks": self._sinks(step.layer),
             }
         return self._table(abi.ATTENTION, records)
+
+    def _sinks(self, layer: int) -> int:
+        """Address of the sinks of a layer's attention; 0 for none."""
+        if not self._model.config.blocks[layer].sinks:
+            return 0
+        sinks = self._model.tensors[tensor_name(layer, SINKS)].numpy()
+        self._memory.scratch_bytes += sinks.nbytes
+        return self._memory.address(sinks, 4)
 
     def _numbers(self, *values: float) -> int:
         """Address of float32 values."""

@@ -328,7 +328,7 @@ class IntegerKV(KV):
         )
         self._store(layer, k_codes, v_codes)
 
-    def attend(self, layer: int, q: Array) -> Array:
+    def attend(self, layer: int, q: Array, sinks: Array | None = None) -> Array:
         """Attention of q [T, H, D] at positions n_past ..: float32 [T, H, D]."""
         c = self.config
         n, source = q.shape[0], c.kv_layer(layer)
@@ -347,6 +347,9 @@ class IntegerKV(KV):
                 part = self._chunk(source, slice(start, stop), heads[:, :, rows], sees)
                 total = part if total is None else merge(total, part)
             assert total is not None  # a position sees itself
+            if sinks is not None:
+                own = sinks.reshape(c.kv_heads, c.group).T[:, :, None, None]
+                total = merge(total, (own, np.ones_like(own), np.zeros_like(own)))
             out[rows] = (total[2] / total[1]).transpose(2, 1, 0, 3)
         if self._bits == 4:
             out = hadamard(out)

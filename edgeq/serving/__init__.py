@@ -9,7 +9,7 @@
     fields        the fields of request bodies: their checks and their JSON schemas
     messages      checks the messages of conversations
     tools, tool_families    the syntax in which each model family writes tool calls
-    parts         splits an answer into content, reasoning and tool calls
+    parts, harmony    split an answer into content, reasoning and tool calls
     forms         constraints on an answer: JSON, a JSON schema, a grammar or a tool call
     requests      request bodies of chats and completions
     token_requests    request bodies of ``/tokenize`` and ``/detokenize``

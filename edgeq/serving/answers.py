@@ -12,7 +12,7 @@ from typing import Any
 from edgeq.runtime.generate import Logprobs
 from edgeq.runtime.tokenizer import Tokenizer
 from edgeq.serving.failures import ApiError
-from edgeq.serving.parts import Part, Plain, Splitter
+from edgeq.serving.parts import AnswerSplitter, Part, Plain
 from edgeq.serving.requests import Call
 from edgeq.serving.tools import ToolCall
 from edgeq.serving.worker import Ended, Event, Piece, Scored, Started
@@ -116,7 +116,7 @@ def finish_reason(ended: Ended, called: bool) -> str:
     return "tool_calls" if called and ended.reason == "stop" else ended.reason
 
 
-async def collect(events: Events, splitter: Splitter | Plain, totals: Totals) -> Answer:
+async def collect(events: Events, splitter: AnswerSplitter, totals: Totals) -> Answer:
     """Collect the events of an answer until it ends.
 
     Args:

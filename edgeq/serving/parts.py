@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from edgeq.serving.tools import ToolCall, ToolSyntax
 
@@ -29,6 +30,20 @@ class Text:
 
 
 Part = Text | ToolCall
+
+
+class AnswerSplitter(Protocol):
+    """Splits an answer into parts while it is generated."""
+
+    @property
+    def in_reasoning(self) -> bool:
+        """Whether the text that comes next is reasoning."""
+
+    def push(self, text: str) -> list[Part]:
+        """Add text and return the parts that it completes."""
+
+    def end(self) -> list[Part]:
+        """End the answer and return the remaining parts."""
 
 
 class Plain:
@@ -94,9 +109,9 @@ class Splitter:
             if self._calling:
                 return True
         marks = [THOUGHT] if self.in_reasoning else self._marks()
-        place, mark = _first(self._buffer, marks)
+        place, mark = first_mark(self._buffer, marks)
         if mark is None:
-            stop = len(self._buffer) if final else _certain(self._buffer, marks)
+            stop = len(self._buffer) if final else certain_length(self._buffer, marks)
             # white space may precede a tool call at the beginning of the answer
             if not final and self._syntax and not self._buffer[:stop].strip() and not found:
                 return False
@@ -145,13 +160,13 @@ class Splitter:
         return bool(self._buffer)
 
 
-def _first(text: str, marks: Sequence[str]) -> tuple[int, str | None]:
+def first_mark(text: str, marks: Sequence[str]) -> tuple[int, str | None]:
     """Position of the first marker in a text, and the marker; the length and None without one."""
     places = [(place, mark) for mark in marks if (place := text.find(mark)) >= 0]
     return min(places) if places else (len(text), None)
 
 
-def _certain(text: str, marks: Sequence[str]) -> int:
+def certain_length(text: str, marks: Sequence[str]) -> int:
     """Number of leading characters that cannot belong to the beginning of a marker."""
     longest = max(map(len, marks), default=0)
     for start in range(max(0, len(text) - longest + 1), len(text)):

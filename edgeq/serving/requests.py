@@ -11,8 +11,9 @@ from edgeq.runtime.sampling import SamplingParams
 from edgeq.serving.failures import ApiError, of_request, wrong
 from edgeq.serving.fields import Field, read, shown
 from edgeq.serving.forms import FORMS, answer_grammar, tool_choice
+from edgeq.serving.harmony import FINAL, HarmonySplitter
 from edgeq.serving.messages import ROLES, checked_messages
-from edgeq.serving.parts import Plain, Splitter
+from edgeq.serving.parts import AnswerSplitter, Plain, Splitter
 from edgeq.serving.served import ServedModel
 from edgeq.serving.settings import ServerSettings
 from edgeq.serving.worker import AnswerJob, check_prompt, encoded
@@ -109,7 +110,7 @@ class Call:
     stream: bool = False
     include_usage: bool = False
     asked: Mapping[str, Any] = field(default_factory=dict)
-    splitter: Callable[[], Splitter | Plain] = Plain
+    splitter: Callable[[], AnswerSplitter] = Plain
 
 
 def chosen_model(models: Mapping[str, ServedModel], name: str | None) -> ServedModel:
@@ -160,6 +161,9 @@ def chat_call(
     tools, forced = tool_choice(values["tools"], values["tool_choice"])
     grammar = answer_grammar(values, served, tools, forced)
     ids = encoded(lambda: served.encode_chat(messages, tools, extra), "messages")
+    # an answer in a form that the request gives is the text of the channel for answers
+    begun = FINAL if served.harmony and grammar is not None and not forced else ""
+    ids += served.tokenizer.encode(begun, add_bos=False) if begun else []
     check_prompt(ids, served.context, "messages")
     if values["top_logprobs"] is not None and not values["logprobs"]:
         raise wrong("top_logprobs", "top_logprobs needs logprobs to be true")
@@ -174,7 +178,7 @@ def chat_call(
         params=sampling_params(values, served, settings.params),
         max_tokens=values["max_tokens"] if most is None else most,
         stop=stops,
-        end_ids=served.tokenizer.turn_end_ids,
+        end_ids=served.end_ids,
         logprobs=(values["top_logprobs"] or 0) if values["logprobs"] else None,
         lookup=settings.lookup,
         constraint=grammar.start if grammar else None,
@@ -182,10 +186,16 @@ def chat_call(
     )
     thinks = served.thinks and grammar is None
     inside = thinks and served.ends_in_thought(ids)
+
+    def splitter() -> AnswerSplitter:
+        if served.harmony:
+            return HarmonySplitter(begun, bool(tools), single)
+        return Splitter(thinks, inside, syntax, single) if thinks or syntax else Plain()
+
     return Call(
         served=served,
         jobs=(job,),
-        splitter=lambda: Splitter(thinks, inside, syntax, single) if thinks or syntax else Plain(),
+        splitter=splitter,
         **stream_options(values),
     )
 

@@ -30,6 +30,7 @@ from edgeq.runtime.engine import Engine
 from edgeq.runtime.kv_state import fingerprint
 from edgeq.runtime.reranking import RerankPrompts
 from edgeq.runtime.tokenizer import Tokenizer
+from edgeq.serving.harmony import ENDS, HARMONY, is_harmony, with_thinking
 from edgeq.serving.parts import THINK, THOUGHT
 from edgeq.serving.prefix_cache import PrefixCache
 from edgeq.serving.settings import ServerSettings
@@ -130,7 +131,19 @@ class ServedModel:
     @cached_property
     def thinks(self) -> bool:
         """Whether the chat template has markers of reasoning."""
-        return THINK in self.template or THOUGHT in self.template
+        return self.harmony or THINK in self.template or THOUGHT in self.template
+
+    @cached_property
+    def harmony(self) -> bool:
+        """Whether answers are messages in channels (`edgeq.serving.harmony`)."""
+        return is_harmony(self.template)
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Special tokens that end an answer, whatever the model lists."""
+        special = self.tokenizer.special_ids if self.harmony else ()
+        ends = [i for i in special if self.tokenizer.token_name(i) in ENDS]
+        return (*self.tokenizer.turn_end_ids, *sorted(ends))
 
     @cached_property
     def own_syntax(self) -> ToolSyntax | None:
@@ -174,6 +187,8 @@ class ServedModel:
         talk = named_results(messages)
         if self.own_syntax is MISTRAL:
             talk = with_short_ids(talk)
+        if self.own_syntax is HARMONY:
+            talk = with_thinking(talk)
         if tools:
             variables = {**variables, "tools": list(tools)}
         return self.tokenizer.encode_chat(talk, **variables)

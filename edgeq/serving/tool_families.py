@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError
+from edgeq.serving.harmony import HARMONY, is_harmony
 from edgeq.serving.tools import (
     HERMES,
     LLAMA3,
@@ -458,6 +459,8 @@ def syntax_of(template: str) -> ToolSyntax | None:
     """
     if "tools" not in template:
         return None
+    if is_harmony(template):
+        return HARMONY
     for mark, syntax in (
         ("<start_function_call>", FUNCTION_GEMMA), ("<start_function_declaration>", FUNCTION_GEMMA),
         ("<|tool_call>", GEMMA4), ("<|tool_list_start|>", LFM2), ("<|tool_call_start|>", LFM2),

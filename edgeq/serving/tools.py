@@ -21,7 +21,7 @@ _PYTHON_TAG = "<|python_tag|>"
 _CALLS, _ARGS = "[TOOL_CALLS]", "[ARGS]"
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _MARKS = re.compile(r"(</?tool_call>|<\|?tool_call_?\w*\|?>|\[TOOL_CALLS\]|</?\w+_function_call>|"
-                    r"<escape>|<\|\"\|>)")  # fmt: skip
+                    r"<escape>|<\|\"\|>|<\|(?:channel|constrain|message)\|>)")  # fmt: skip
 """Texts that may be tokens of their own."""
 SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as Python writes it, which is what the models were trained on."""

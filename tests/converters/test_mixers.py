@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from edgeq.converters.options import Options
 from edgeq.converters.targets import TARGETS
 from edgeq.core.errors import UnsupportedError
 from edgeq.model import artifact
-from edgeq.model.block import BlockSpec, DeltaSpec
+from edgeq.model.block import BlockSpec, DeltaSpec, ExpertsSpec
 from tests.families import quantized, random_model, tiny_config
 
 HOLDING = {"gguf"}
@@ -59,6 +60,34 @@ def test_experts_are_refused_by_name(name: str, family: str) -> None:
     words = r"of the model, layer [01] the first, are mixtures of [56] experts"
     with pytest.raises(UnsupportedError, match=words):
         TARGETS[name].decoder_target().check(model, Options())
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_sinks_and_clamped_feed_forwards_are_refused_by_name(name: str) -> None:
+    target = TARGETS[name].decoder_target()
+    model = random_model(tiny_config("gpt_oss"))
+    words = r"3 of 3 layers of the model, layer 0 the first, have attention with sinks"
+    with pytest.raises(UnsupportedError, match=words):
+        target.check(model, Options())
+    clamped = random_model(tiny_config("qwen3", activation="clamped_swiglu"))
+    with pytest.raises(UnsupportedError, match="clamp gate and up"):
+        target.check(clamped, Options())
+
+
+def test_gguf_of_gpt_oss_has_sinks_and_all_biases() -> None:
+    gguf = TARGETS["gguf"].decoder_target()
+    model = random_model(tiny_config("gpt_oss"))
+    gguf.check(model, Options())
+    left = {n: t for n, t in model.tensors.items() if not n.endswith("o_proj.bias")}
+    with pytest.raises(UnsupportedError, match="no biases on o_proj"):
+        gguf.check(replace(model, tensors=left), Options())
+    with pytest.raises(UnsupportedError, match="another attention sinks than False"):
+        gguf.check(random_model(tiny_config("gpt_oss", sinks=False)), Options())
+    with pytest.raises(UnsupportedError, match="another attention sinks than True"):
+        gguf.check(random_model(tiny_config("qwen3", sinks=True)), Options())
+    plain = ExpertsSpec(count=6, chosen=3, ffn=76, normalize=True)
+    with pytest.raises(UnsupportedError, match="without biases of the matrices"):
+        gguf.check(random_model(tiny_config("gpt_oss", experts=plain)), Options())
 
 
 def test_gguf_holds_gated_delta_nets_of_as_many_key_heads_in_regular_places() -> None:

@@ -95,7 +95,7 @@ def test_dynamic_is_refused_where_llama_cpp_would_not_stretch() -> None:
 def test_yarn_whose_limits_are_not_rounded_is_refused_by_gguf() -> None:
     scaling = RopeScaling("yarn", 2.0, truncate=False)
     model = random_model(tiny_config("qwen2", rope_scaling=scaling))
-    with pytest.raises(UnsupportedError, match="qwen2 computes with another rope scaling"):
+    with pytest.raises(UnsupportedError, match="set truncate to true in rope_scaling"):
         GgufDecoderTarget().check(model, Options())
 
 

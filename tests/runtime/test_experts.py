@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgeq.formats.tensor import FloatTensor
 from edgeq.model.block import ExpertsSpec
 from edgeq.model.formulas import expert_weights
+from edgeq.model.memory_layout import kv_bytes, scratch_bytes
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.runtime.engine import Engine
@@ -169,8 +170,9 @@ def test_weights_of_experts_that_are_not_chosen_are_not_read(threads: int) -> No
 def test_the_lowest_of_equal_experts_is_chosen(family: str) -> None:
     model = model_of(family, None)
     tensors = dict(model.tensors)
-    for name, shape in (*model.config.linears(), *model.config.choice_biases()):
-        if name.endswith(("router.weight", "experts.bias")):
+    config = model.config
+    for name, shape in (*config.linears(), *config.choice_biases(), *config.expert_biases()):
+        if name.endswith(("router.weight", "router.bias", "experts.bias")):
             tensors[name] = FloatTensor("float32", np.zeros(shape, np.float32))
         elif ".experts." in name and int(name.split(".")[5]) >= model.config.experts.chosen:  # type: ignore[union-attr]
             tensors[name] = FloatTensor("float32", np.full(shape, np.nan, np.float32))
@@ -195,3 +197,34 @@ def test_weights_of_experts() -> None:
     spec = ExpertsSpec(count=4, chosen=1, ffn=1, score="sigmoid", choice_bias=True, scale=3.0)
     biased = expert_weights(logits, spec, np.array([1, 0, 0, 0], np.float32))
     np.testing.assert_allclose(biased, [[1.5, 0, 0, 0], [2, 0, 0, 0]], rtol=1e-6)
+
+
+def test_a_plan_counts_sinks_and_biases() -> None:
+    model = model_of("gpt_oss", None)
+    with Engine(model, kv_bits=16, threads=3) as engine:
+        assert engine.kv_bytes == kv_bytes(model.config, engine.context, 16)
+        assert engine.scratch_bytes == scratch_bytes(model.config, engine.context, 3)
+
+
+def test_sinks_above_and_below_all_scores() -> None:
+    """Attention that goes to no position almost as a whole, and attention without sinks."""
+    model = model_of("gpt_oss", None)
+    for level in (-200.0, 0.0, 30.0, 200.0):
+        tensors = {
+            name: FloatTensor("float32", np.full(t.shape, level, np.float32))
+            if name.endswith("sinks")
+            else t
+            for name, t in model.tensors.items()
+        }
+        sunk = replace(model, tensors=tensors)
+        want = Reference(sunk).forward(IDS[:40])
+        with Engine(sunk, kv_bits=16, threads=2) as engine:
+            got = engine.forward(IDS[:40], all_logits=True)
+        assert np.isfinite(got).all()
+        far = np.abs(got - want).max(axis=1) > 5e-3 * np.abs(want).max()
+        assert far.mean() < 0.1  # a float16 cache moves a token or two past a tie
+        if level == -200:
+            blocks = tuple(replace(block, sinks=False) for block in model.config.blocks)
+            left = {name: t for name, t in tensors.items() if not name.endswith("sinks")}
+            plain = replace(model, config=replace(model.config, blocks=blocks), tensors=left)
+            np.testing.assert_allclose(Reference(plain).forward(IDS[:40]), want, rtol=1e-5)

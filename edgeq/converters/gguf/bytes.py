@@ -49,7 +49,7 @@ class TensorEntry:
         name: GGUF's name.
         type: a key of `NUMBERS`.
         shape: outermost dimension first.
-        stacked: matrices of one shape that lie one below the other, which the header announces as
+        stacked: matrices or vectors of one shape, one below the other, which the header gives as
             a dimension of their own; 0 for a tensor that is not so made.
     """
 
@@ -81,7 +81,7 @@ def header(keys: Mapping[str, Any], entries: Sequence[TensorEntry]) -> bytes:
     for entry in entries:
         dims = entry.shape[::-1]
         if entry.stacked:
-            dims = (dims[0], dims[1] // entry.stacked, entry.stacked)
+            dims = (*dims[:-1], dims[-1] // entry.stacked, entry.stacked)
         parts.append(_string(entry.name))
         parts.append(struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
         parts.append(struct.pack("<IQ", NUMBERS[entry.type], offset))

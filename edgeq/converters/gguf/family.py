@@ -37,6 +37,7 @@ def check_family(model: Model) -> None:
         for i, block in enumerate(c.blocks)
         if block.mixer == "attention"
     ]
+    _check_yarn(c)
     embed_scale = math.sqrt(c.hidden) if arch.scaled_embeddings else 1.0
     # name -> whether llama.cpp computes with another value, and the model's value
     wrong: dict[str, tuple[bool, Any]] = {
@@ -81,6 +82,10 @@ def check_family(model: Model) -> None:
             _experts_in_words(c),
         ),
         "number of taps of short convolutions": (len(taps) != int(arch.short_conv), taps),
+        "attention sinks": (
+            {block.sinks for block in attending} - {arch.sinks} != set(),
+            not arch.sinks,
+        ),
         "output gate": (
             {block.output_gate for block in attending} - {arch.output_gate} != set(),
             not arch.output_gate,
@@ -93,10 +98,31 @@ def check_family(model: Model) -> None:
                 f"llama.cpp's {arch.name} computes with another {name} than {value}"
             )
     biased = {n.split(".")[-2] for n, _ in c.biases() if n in model.tensors}
+    if arch.biases_required and (missing := sorted(set(arch.biases) - biased)):
+        raise UnsupportedError(
+            f"the model has no biases on {', '.join(missing)}, and llama.cpp's {arch.name} does "
+            "not run without them"
+        )
     if foreign := sorted(biased - set(arch.biases)):
         raise UnsupportedError(
             f"the model has biases on {', '.join(foreign)}, and llama.cpp's {arch.name} has none "
             "there"
+        )
+
+
+def _check_yarn(c: ModelConfig) -> None:
+    """Refuse yarn whose limits are not rounded, as those of gpt-oss.
+
+    Raises:
+        UnsupportedError: says what to change to get what llama.cpp computes.
+    """
+    scalings = (rope.scaling for rope in c.block_ropes)
+    if any(s is not None and s.kind == "yarn" and not s.truncate for s in scalings):
+        raise UnsupportedError(
+            "the model stretches rotary positions by yarn with limits that are not rounded "
+            "(truncate false), and llama.cpp rounds them, which moves some frequencies by a few "
+            "percent; for a file of what llama.cpp computes, as its own converter writes it, set "
+            "truncate to true in rope_scaling of config.json and convert again"
         )
 
 
@@ -201,8 +227,9 @@ def _experts_in_words(c: ModelConfig) -> str:
     kind = f"{c.experts.score}, {'' if c.experts.normalize else 'not '}divided by their sum"
     return (
         f"{c.experts.chosen} of {c.experts.count} ({kind}, times {c.experts.scale:g}, "
-        f"{'with' if c.experts.choice_bias else 'without'} a bias) in {len(where)} of {c.layers} "
-        f"layers from layer {where[0]}"
+        f"{'with' if c.experts.choice_bias else 'without'} a bias to choose, "
+        f"{'with' if c.experts.biases else 'without'} biases of the matrices) in {len(where)} of "
+        f"{c.layers} layers from layer {where[0]}"
     )
 
 
@@ -216,4 +243,5 @@ def _foreign_experts(c: ModelConfig, arch: Architecture) -> bool:
         any((block.experts is None) != (i < first) for i, block in enumerate(c.blocks))
         or (experts.score, experts.normalize, experts.scale) != (arch.expert_score, True, 1)
         or experts.choice_bias != (experts.score == "sigmoid")
+        or experts.biases != arch.expert_biases
     )

@@ -110,10 +110,11 @@ def layout(model: Model) -> list[Placed]:
         placed.append(Placed(entry, tuple(names), tuple(heights), heads, by_head))
     vectors = [(n, s) for n, s in c.norms()]
     vectors += [(n, s) for n, s in c.biases() if n in model.tensors]
-    vectors += list(c.choice_biases())
+    vectors += [*c.choice_biases(), *c.sinks()]
     for name, shape in vectors:
         entry = TensorEntry(arch.tensor_name(name), "F32", shape)
         placed.append(Placed(entry, (name,), shape, (_heads(c, name),)))
+    placed += _expert_biases(model, arch)
     for name, (channels, _, taps) in c.convolutions():
         entry = TensorEntry(arch.tensor_name(name), "F32", (channels, taps))
         placed.append(Placed(entry, (name,), (channels,), (0,)))
@@ -121,6 +122,22 @@ def layout(model: Model) -> list[Placed]:
         placed.append(Placed(TensorEntry(arch.tensor_name(name), "F32", size), (name,), size, (0,)))
     for name, factors in factor_tensors(full_rope(c)).items():
         placed.append(Placed(TensorEntry(name, "F32", factors.shape), (), (), ()))
+    return placed
+
+
+def _expert_biases(model: Model, arch: Architecture) -> list[Placed]:
+    """The biases of routers and experts, those of all experts of a layer in one tensor."""
+    sizes, groups = dict(model.config.expert_biases()), dict[str, list[str]]()
+    for name in sizes:
+        groups.setdefault(arch.tensor_name(name), []).append(name)
+    placed = []
+    for target, names in groups.items():
+        (size,) = sizes[names[0]]
+        if _is_part(names[0], GATE_PROJ, UP_PROJ):
+            size = _expert_ffn(model)
+        stacked = len(names) if of_any_expert(names[0])[1] else 0
+        entry = TensorEntry(target, "F32", (size * len(names),), stacked)
+        placed.append(Placed(entry, tuple(names), (size,) * len(names), (0,) * len(names)))
     return placed
 
 

@@ -28,7 +28,7 @@ def rope_is_known(c: ModelConfig, arch: Architecture) -> bool:
         known = {
             "linear": True,
             "llama3": arch.rope_factors,
-            "yarn": not local and scaling.truncate and scaling.factor >= 1,
+            "yarn": not local and scaling.factor >= 1,
             "longrope": arch.long_factors,
             "dynamic": True,  # within the original context, see `rope_in_file`
         }

@@ -75,6 +75,7 @@ class Architecture:
         untied: the file holds the output head even where it equals the embeddings.
         tied: the file has no head but the embeddings.
         biases: attention projections that may have biases.
+        biases_required: a file must have all of them.
         activation: of the feed-forward.
         norm_before, norm_after, qk_norm, qk_norm_last: see `edgeq.model.block.BlockSpec`.
         rope_layers: whether a layer, by its index and how many there are, has rotary positions.
@@ -100,10 +101,12 @@ class Architecture:
         expert_score: how the router's logits become scores, where layers have experts; weights are
             divided by their sum. None for an architecture without experts.
         expert_ffn: a key of its own says the width of an expert.
+        expert_biases: the router and the matrices of experts have biases.
         leading_dense: a key says how many layers, from the first, have no experts.
         short_conv: layers without key/value heads are gated short convolutions.
         delta_net: layers are gated delta nets but every n-th, as a key says; the file may hold
             further layers, which guess tokens ahead.
+        sinks: attention has sinks.
         output_gate: attention has an output gate, whose rows lie in q's tensor, head by head.
         scaled_embeddings: embeddings are multiplied by sqrt(hidden).
         query_dim: of layers, hidden, heads and head_dim, the number whose -0.5th power scales
@@ -118,6 +121,7 @@ class Architecture:
     untied: bool = False
     tied: bool = False
     biases: tuple[str, ...] = ()
+    biases_required: bool = False
     activation: Activation = "silu"
     norm_before: bool = True
     norm_after: bool = False
@@ -141,9 +145,11 @@ class Architecture:
     window_period: int = 1
     expert_score: Score | None = None
     expert_ffn: bool = False
+    expert_biases: bool = False
     leading_dense: bool = False
     short_conv: bool = False
     delta_net: bool = False
+    sinks: bool = False
     output_gate: bool = False
     scaled_embeddings: bool = False
     query_dim: Callable[[int, int, int, int], float] = _head_dim

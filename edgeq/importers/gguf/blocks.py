@@ -119,15 +119,33 @@ def _q8_0(blocks: Bytes) -> _Parts:
 
 
 def _mxfp4(blocks: Bytes) -> _Parts:
-    powers = blocks[..., 0].astype(np.int32) - 128  # of the table of doubled values
+    codes = _flat(_nibbles(blocks[..., 1:]))
+    return _Parts(codes, mxfp4_scales(blocks[..., 0], codes))
+
+
+def mxfp4_scales(exponents: Bytes, codes: Bytes) -> NDArray[np.float16]:
+    """The scales of MXFP4, for `FP4_TABLE`.
+
+    Args:
+        exponents: uint8 [rows, blocks], of each scale, plus 127.
+        codes: uint8 [rows, 32 * blocks]. A block of zeros may have any scale: one that float16
+            cannot hold becomes the nearest that it can, with the same values.
+
+    Raises:
+        UnsupportedError: another scale that float16 cannot hold.
+    """
+    powers = exponents.astype(np.int32) - 128  # half of the scales, as the table is doubled
+    zeros = ((codes.reshape(*powers.shape, -1) & np.uint8(7)) == 0).all(axis=-1)
+    zeros &= exponents != 255  # which stands for no number
+    powers = np.where(zeros, np.clip(powers, -24, 15), powers)
     beyond = powers[(powers < -24) | (powers > 15)]
     if beyond.size:
         raise UnsupportedError(
             f"an MXFP4 block has the scale 2**{beyond[0]}, which float16 cannot hold; edgeq keeps "
             "scales from 2**-24 to 2**15"
         )
-    scales = np.ldexp(np.float32(1), powers).astype(np.float16)
-    return _Parts(_flat(_nibbles(blocks[..., 1:])), scales)
+    scales: NDArray[np.float16] = np.ldexp(np.float32(1), powers).astype(np.float16)
+    return scales
 
 
 def _six_bit_scales(packed: Bytes) -> tuple[Bytes, Bytes]:

@@ -139,6 +139,7 @@ def _read_blocks(
             window=window if where[i] else None,
             experts=mixtures[i],
             output_gate=arch.output_gate,
+            sinks=arch.sinks,
         )
         for i in range(layers)
     )
@@ -185,6 +186,7 @@ def _read_experts(
         score=arch.expert_score,
         choice_bias=any(f"blk.{i}.exp_probs_b.bias" in source for i in range(layers)),
         normalize=True,
+        biases=arch.expert_biases,
     )
 
 

@@ -146,8 +146,10 @@ class GgufTensors:
             raise FormatError(f"{self.path}: tensor {name} is missing")
         self._read.add(name)
         shape = entry.shape
-        if len(shape) == 3 and name.endswith("_exps.weight"):  # of experts, one below the other
-            shape = (shape[0] * shape[1], shape[2])
+        axes = 3 if name.endswith("_exps.weight") else 2 if name.endswith("_exps.bias") else 0
+        if len(shape) == axes:
+            # of experts, one below the other
+            shape = (shape[0] * shape[1], *shape[2:])
         if entry.type in _FLOATS:
             dtype, number = _FLOATS[entry.type]
             return FloatTensor(dtype, self.file.mapping.array(number, shape, entry.start))
@@ -222,13 +224,31 @@ def _tensors(config: ModelConfig, arch: Architecture, source: GgufTensors) -> di
         tensors[name] = source[arch.tensor_name(name)]
     for name, shape in config.convolutions():
         tensors[name] = _taps(arch.tensor_name(name), source, shape)
-    for name, _ in config.choice_biases():
+    for name, _ in (*config.choice_biases(), *config.sinks()):
         tensors[name] = source[arch.tensor_name(name)]
+    tensors |= _expert_biases(config, arch, source)
     for name, size in config.delta_vectors():
         tensors[name] = _delta_vector(name, size, source[arch.tensor_name(name)])
     for name, _ in config.biases():
         if may_be_separate(name) and separate_name(name) in source:
             tensors[name] = _alone(name, separate_name(name), config, arch, source)
+    return tensors
+
+
+def _expert_biases(
+    config: ModelConfig, arch: Architecture, source: GgufTensors
+) -> dict[str, Tensor]:
+    """The biases of routers, and of experts, of which a file holds one for each expert as one."""
+    sizes = dict(config.expert_biases())
+    together: dict[str, list[str]] = {}
+    for name in sizes:
+        together.setdefault(arch.tensor_name(name), []).append(name)
+    tensors: dict[str, Tensor] = {}
+    for stored, names in together.items():
+        (size,) = sizes[names[0]]
+        for number, name in enumerate(names):
+            first = number * size
+            tensors[name] = source.part(stored, first, first + size, len(names) * size)
     return tensors
 
 

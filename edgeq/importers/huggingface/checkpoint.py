@@ -41,13 +41,20 @@ class Checkpoint:
         folder: the checkpoint's folder.
         prefix: what a vision-language model puts around its decoder's names, or nothing.
         layout: how quantized weights are stored, or None where there are none.
+        renamed: `Family.renamed`.
 
     Raises:
         FormatError: a file is missing or damaged, or two files hold different tensors of one name.
         UnsupportedError: the weights are a LoRA adapter or not in safetensors files.
     """
 
-    def __init__(self, folder: Path, prefix: str, layout: Layout | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        prefix: str,
+        layout: Layout | None = None,
+        renamed: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.layout = layout
         self.prefix = prefix
@@ -56,7 +63,7 @@ class Checkpoint:
         self._misplaced: dict[str, str] = {}
         for file in self._open_files():
             for name in file.tensors:
-                self._add(_usual(name, prefix), file, name)
+                self._add(_as_before(_usual(name, prefix), renamed or {}), file, name)
         if not any(name.startswith("model.") for name in self._where):
             # the base model was saved without its head, and its names begin one level lower
             self._where = {
@@ -76,6 +83,21 @@ class Checkpoint:
                 return matrix
         file, stored = self.find(name)
         return file.tensor(stored)
+
+    def part(self, name: str, dtype: str) -> Part:
+        """A tensor of codes or scales, as it is stored.
+
+        Raises:
+            FormatError: it is missing or has another type, or config.json does not say that
+                weights are quantized.
+        """
+        file, stored = self.find(name)
+        entry = file.tensors[stored]
+        if entry.dtype != dtype:
+            raise FormatError(
+                f"{file.path}: tensor {stored} is {entry.dtype}; its layout asks for {dtype}"
+            )
+        return Part(stored, entry.dtype, file.array(stored))
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
@@ -282,6 +304,12 @@ def _same(a: tuple[SafetensorsFile, str], b: tuple[SafetensorsFile, str]) -> boo
     a[0].release()
     b[0].release()
     return True
+
+
+def _as_before(name: str, renamed: Mapping[str, str]) -> str:
+    """The name of a tensor of a layer that a family has another name for."""
+    layer, part = re.fullmatch(r"((?:model\.)?layers\.\d+\.)?(.*)", name).groups("")  # type: ignore[union-attr]
+    return layer + renamed.get(part, part)
 
 
 def _usual(name: str, prefix: str) -> str:

@@ -29,14 +29,6 @@ MAX_LAYERS = 4096
 """More layers than this is a damaged number, not a model."""
 
 
-_ACTIVATIONS: dict[str, Activation] = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-}
-
-
 @dataclass(frozen=True)
 class HfConfig:
     """A configuration that has been read.
@@ -167,7 +159,7 @@ def model_config(
         blocks=tuple(blocks),
         norm_eps=values.number(family.norm_eps_key),
         norm_offset=family.norm_offset,
-        activation=_activation(values, family.activation_key),
+        activation=_activation(values, family),
         **numbers,
         tied=values.flag(_tied_key(family, values)),
         bos=_one_token(values),
@@ -181,16 +173,17 @@ def _tied_key(family: Family, values: Values) -> str:
     return next((key for key in family.tied_keys if key in values.raw), family.tied_keys[-1])
 
 
-def _activation(values: Values, key: str | None) -> Activation:
+def _activation(values: Values, family: Family) -> Activation:
+    key = family.activation_key
     if key is None:
         return "silu"
     name = None if values.is_null(key) else values.get(key)
-    if not isinstance(name, str) or name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in family.activations:
         raise UnsupportedError(
             f"{values.path}: {key} is {shown(name)}, an activation edgeq does not compute; it "
-            f"computes {', '.join(_ACTIVATIONS)}"
+            f"computes {', '.join(family.activations)}"
         )
-    return _ACTIVATIONS[name]
+    return family.activations[name]
 
 
 def _one_token(values: Values) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from edgeq.importers.gguf.architecture import Architecture
 from edgeq.importers.huggingface.values import Values
 from edgeq.model.block import BlockSpec, of_any_expert
+from edgeq.model.config import Activation
 
 COMMON_DEFAULTS: Mapping[str, Any] = {
     "rms_norm_eps": 1e-6,
@@ -16,6 +17,14 @@ COMMON_DEFAULTS: Mapping[str, Any] = {
     "tie_word_embeddings": False,
 }
 """What most configuration classes of Transformers assume for keys that are absent."""
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+"""What the functions are called in a config.json -> what the feed-forward computes."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class Family:
         biases: which attention projections have biases: none; q, k and v, always or if
             ``attention_bias`` says so; or all four if it says so.
         activation_key: the key of the feed-forward's activation, or None where it is always SiLU.
+        activations: what the values of that key mean for the family.
         norm_eps_key: the key of the epsilon of the RMS norms.
         tied_keys: the keys that say whether the head is the embedding; the first that is there
             goes before the others.
@@ -79,8 +89,12 @@ class Family:
         interleaved: rows of q and k lie in the order that rotates neighbors (2j, 2j+1).
         fused: stored tensor -> the parts whose rows it holds, one after the other; those with "*"
             for every expert in turn, in a tensor of one axis more.
+        transposed_experts: experts lie in tensors of all experts of a layer, transposed, as
+            `stacked_experts` describes. Those of other families may lie so as they are.
         fused_by_head: the same of a tensor whose rows are those of each part for the first head,
             then those of each part for the second, and so on.
+        renamed: parts of a layer, with their ends, as Transformers 5 names them where it does not
+            save the original names -> as the family names them.
         left_out: beginnings of the names of tensors that take no part in the answer to a text ->
             what they are. How many there are is said in the model's provenance.
         text_config: the decoder of a vision-language model lies in this key of its configuration,
@@ -100,6 +114,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     biases: Literal["none", "qkv", "qkv_if_attention_bias", "attention_bias"] = "none"
     activation_key: str | None = "hidden_act"
+    activations: Mapping[str, Activation] = field(default_factory=lambda: ACTIVATIONS)
     norm_eps_key: str = "rms_norm_eps"
     tied_keys: tuple[str, ...] = ("tie_word_embeddings",)
     ffn: Callable[[Values], int] = lambda values: values.count("intermediate_size")
@@ -110,7 +125,9 @@ class Family:
     tensors: Mapping[str, str] = field(default_factory=dict)
     interleaved: bool = False
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    transposed_experts: bool = False
     fused_by_head: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     text_config: str | None = None
     prefix: str = ""

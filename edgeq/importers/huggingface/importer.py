@@ -18,6 +18,7 @@ from edgeq.importers.huggingface.checkpoint import Checkpoint
 from edgeq.importers.huggingface.config import read_config
 from edgeq.importers.huggingface.family import Family
 from edgeq.importers.huggingface.quantized.stored import KeptMatrix, Tensors
+from edgeq.importers.huggingface.stacked_experts import StackedPart, stacked_parts
 from edgeq.importers.lazy import GatheredRows, by_head_order, half_split, half_split_order
 from edgeq.importers.sentence_modules import module_files
 from edgeq.importers.tokenizer.sentencepiece_model import tokenizer_files
@@ -53,12 +54,13 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
     """
     folder = Path(path)
     config = read_config(folder)
-    checkpoint = Checkpoint(folder, config.prefix, config.layout)
+    checkpoint = Checkpoint(folder, config.prefix, config.layout, config.family.renamed)
     model = replace(config.model, tied=config.model.tied and checkpoint.tie_head())
     tensors: dict[str, Tensor] = {}
-    fused: dict[str, _Part | _HeadPart] = {
+    fused: dict[str, _Part | _HeadPart | StackedPart] = {
         **_fused(model, config.family.fused),
         **_fused_by_head(model, config.family.fused_by_head),
+        **stacked_parts(model, config.family, checkpoint),
     }
     names = [name for name, _ in (*model.linears(), *model.floats())]
     for name, _ in model.biases():

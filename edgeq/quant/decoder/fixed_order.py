@@ -11,7 +11,14 @@ import numpy as np
 
 from edgeq.formats.tensor import Tensor
 from edgeq.model.block import ExpertsSpec
-from edgeq.model.formulas import BLOCK_ELEMENTS, Array, attend_blocks, expert_weights
+from edgeq.model.formulas import (
+    BLOCK_ELEMENTS,
+    Array,
+    attend_blocks,
+    attention_shares,
+    expert_weights,
+    gated,
+)
 from edgeq.model.reference import Reference
 from edgeq.model.reference_cache import KV
 from edgeq.quant.kernels.products import activation, product, row_products, softcap, softmax
@@ -41,12 +48,10 @@ class FixedOrderReference(Reference):
         return np.asarray(x / np.sqrt(square + np.float32(self.config.norm_eps)))
 
     def gated(self, name: str, gate: Array, up: Array) -> Array:
-        """Compute activation(gate) * up."""
+        """Compute `edgeq.model.formulas.gated`."""
         if not gate.size:  # an expert that no token goes through
             return self._result(name, gate)
-        out = activation(self.config.activation, gate)
-        out *= up
-        return self._result(name, out)
+        return self._result(name, gated(self.config.activation, gate, up, activation))
 
     def _expert_weights(self, logits: Array, experts: ExpertsSpec, bias: Array | None) -> Array:
         return expert_weights(logits, experts, bias, softmax)
@@ -59,7 +64,7 @@ class FixedOrderReference(Reference):
 class FixedOrderKV(KV):
     """Keys and values, with attention in a fixed order of summation."""
 
-    def attend(self, layer: int, q: Array) -> Array:
+    def attend(self, layer: int, q: Array, sinks: Array | None = None) -> Array:
         """Attention of q [T, H, D] at positions n_past .. n_past+T-1, after `append`."""
         c = self.config
         n, head_dim = q.shape[0], q.shape[2]
@@ -70,13 +75,16 @@ class FixedOrderKV(KV):
             count = rows.stop - rows.start
             hidden = np.repeat(~visible, c.group, axis=0)
             for head in range(c.kv_heads):
+                own = None
+                if sinks is not None:
+                    own = np.tile(sinks.reshape(c.kv_heads, c.group)[head], count)[:, None]
                 queries = grouped[rows, head].reshape(count * c.group, head_dim)
                 scores = product(queries, keys[seen, head])
                 scores *= np.float32(c.attn_scale)
                 if c.attn_softcap is not None:
                     scores = softcap(scores, c.attn_softcap)
                 scores[hidden] = -np.inf
-                mixed = product(softmax(scores), values[seen, head].T)
+                mixed = product(attention_shares(scores, own, softmax), values[seen, head].T)
                 out[rows, head] = mixed.reshape(count, c.group, head_dim)
         return out.reshape(q.shape)
 

@@ -201,7 +201,9 @@ def quantize_model(
     origin = base.origin
     base.validate()
     if recipe.needs - {"training"}:
-        check_layerwise(base.config, f"what the recipe asks for ({', '.join(sorted(recipe.needs))})")
+        check_layerwise(
+            base.config, f"what the recipe asks for ({', '.join(sorted(recipe.needs))})"
+        )
     if not requantize:
         refuse_quantized(base, str(origin.path) if origin else "the model")
     if own_text is not None:

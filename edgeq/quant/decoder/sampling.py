@@ -22,7 +22,7 @@ from edgeq.formats.tensor import Tensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import decoder
 from edgeq.model.delta_rule import delta_inputs, delta_output, delta_step
-from edgeq.model.formulas import Array, apply_rope, convolution
+from edgeq.model.formulas import Array, apply_rope, attention_shares, convolution
 from edgeq.model.memory_layout import state_bytes, state_shape
 from edgeq.model.model import Model
 from edgeq.model.rope_spec import RopeSpec
@@ -157,7 +157,11 @@ class _Lockstep(FixedOrderReference):
         scores *= np.float32(c.attn_scale)
         if c.attn_softcap is not None:
             scores = softcap(scores, c.attn_softcap)
-        mixed = products(softmax(scores), values[:, seen].transpose(0, 2, 1))
+        sinks = self._sinks(layer)
+        if sinks is not None:
+            sinks = np.tile(sinks.reshape(c.kv_heads, c.group, 1), (self._count, 1, 1))
+        shares = attention_shares(scores, sinks, softmax)
+        mixed = products(shares, values[:, seen].transpose(0, 2, 1))
         return self._result(name, mixed.reshape(self._count, -1))
 
     def short_conv(self, name: str, layer: int, b: Array, c: Array, x: Array, weight: str) -> Array:

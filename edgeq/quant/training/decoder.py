@@ -16,13 +16,14 @@ from edgeq.model.block import (
     DELTA_CONV,
     DELTA_NORM,
     DT_BIAS,
+    SINKS,
     BlockSpec,
     tensor_name,
 )
 from edgeq.model.config import LAYER_TABLE, ModelConfig
 from edgeq.model.decoder import head, head_in, layer, layer_inputs
 from edgeq.model.delta_rule import NORM_EPS
-from edgeq.model.formulas import SIGMOID_SUM_EPS
+from edgeq.model.formulas import SIGMOID_SUM_EPS, SWIGLU_ALPHA, SWIGLU_LIMIT
 from edgeq.model.rope_spec import RopeSpec
 from edgeq.model.rotary import rope_tables
 
@@ -151,22 +152,28 @@ class _TorchBuilder:
         b, _, t, _ = q.shape
         k, v = (part.repeat_interleave(c.group, dim=1) for part in (k, v))
         mask = self._mask(c.blocks[layer], t)
-        if c.attn_softcap is not None:
-            return self._capped_attention(q, k, v, mask).transpose(1, 2).reshape(b, t, -1)
+        if c.attn_softcap is not None or c.blocks[layer].sinks:
+            return self._own_attention(layer, q, k, v, mask).transpose(1, 2).reshape(b, t, -1)
         mixed = scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=c.attn_scale
         )
         return mixed.transpose(1, 2).reshape(b, t, -1)
 
-    def _capped_attention(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
-        """Attention [B, H, T, D] whose scores are capped, which torch's own function cannot do."""
+    def _own_attention(self, layer: int, q: Any, k: Any, v: Any, mask: Any) -> Any:
+        """Attention [B, H, T, D] with capped scores or sinks, which torch's function lacks."""
         import torch
 
         c, t = self._config, q.shape[2]
-        assert c.attn_softcap is not None
-        scores = self.capped("", q @ k.transpose(-1, -2) * c.attn_scale, c.attn_softcap)
+        scores = q @ k.transpose(-1, -2) * c.attn_scale
+        if c.attn_softcap is not None:
+            scores = self.capped("", scores, c.attn_softcap)
         seen = torch.ones(t, t, dtype=torch.bool).tril() if mask is None else mask
-        return scores.masked_fill(~seen, float("-inf")).softmax(dim=-1) @ v
+        scores = scores.masked_fill(~seen, float("-inf"))
+        if not c.blocks[layer].sinks:
+            return scores.softmax(dim=-1) @ v
+        sinks = self._weights[tensor_name(layer, SINKS)].reshape(1, -1, 1, 1)
+        sunk = torch.cat((scores, sinks.expand(*scores.shape[:-1], 1)), dim=-1)
+        return sunk.softmax(dim=-1)[..., :-1] @ v
 
     def _mask(self, block: BlockSpec, t: int) -> Any:
         """What each position of a layer sees, bool [T, T]; None if all before."""
@@ -230,8 +237,12 @@ class _TorchBuilder:
     def gated(self, name: str, gate: Any, up: Any) -> Any:
         from torch.nn.functional import gelu, silu
 
-        silu_gate = self._config.activation == "silu"
-        return (silu(gate) if silu_gate else gelu(gate, approximate="tanh")) * up
+        kind = self._config.activation
+        if kind == "clamped_swiglu":
+            limit, alpha = float(SWIGLU_LIMIT), float(SWIGLU_ALPHA)
+            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+            return gate * (gate * alpha).sigmoid() * (up + 1)
+        return (silu(gate) if kind == "silu" else gelu(gate, approximate="tanh")) * up
 
     def route(self, name: str, layer: int, logits: Any) -> Any:
         import torch

@@ -165,6 +165,7 @@ ATTENTION = _record(
     "borrowed",  # whether keys and values are another layer's, which has appended them already
     "scale",  # address of the float32 factor on the scores
     "softcap",  # address of float32 [scale / cap, cap, 1] if scores are capped, or 0
+    "sinks",  # address of float32 [heads], or 0
     "query_block",  # tokens whose queries go through attention together
 )  # fmt: skip
 
@@ -245,7 +246,7 @@ EXPERTS = _record(
     "blocks",  # blocks of 32 between an expert's matrices that are quantized; 0 if down is floats
     ("scale", "f4"),
 )  # fmt: skip
-ACTIVATIONS = ("silu", "gelu_tanh")
+ACTIVATIONS = ("silu", "gelu_tanh", "clamped_swiglu")
 
 
 class AttentionWork(NamedTuple):

@@ -137,11 +137,11 @@ def _append(program, layer, cache, head, k, v, position, work):
 
 
 @compiled
-def _finish(cache, total, out, dim):
-    """The output of all chunks from their sums."""
-    finish(total, out, dim)
+def _finish(layer, cache, head, total, out):
+    """The output of all chunks of a query head from their sums."""
+    finish(total, out, layer.dim, layer.sinks, head)
     if cache.bits == 4:
-        hadamard(out, dim)
+        hadamard(out, layer.dim)
 
 
 @compiled
@@ -176,7 +176,7 @@ def _merge_parts(program, layer, cache, low, high, work, parts, row):
         copy_row(part + low * program.part_stride, total, PART_HEAD + layer.dim)
         for chunk in range(low + 1, high):
             merge(total, part + chunk * program.part_stride, program.part_stride // _F32)
-        _finish(cache, total, row + h * layer.dim * _F32, layer.dim)
+        _finish(layer, cache, h, total, row + h * layer.dim * _F32)
 
 
 @compiled
@@ -288,6 +288,6 @@ def attend_prompt(program, layer, cache, q, k, v, out, thread, position):
                     merge(work.totals + r * stride, work.parts + r * stride, stride // _F32)
         for r in range(rows):
             row = out.address + (t0 + r // group) * out.stride
-            target = row + (head * group + r % group) * dim * _F32
-            _finish(cache, work.totals + r * stride, target, dim)
+            one = head * group + r % group
+            _finish(layer, cache, one, work.totals + r * stride, row + one * dim * _F32)
     barrier(thread)

@@ -295,10 +295,17 @@ def _cap(layer, row, rest, centers, tiles):
     return layer.softcap + 2 * _F32
 
 
-
 @compiled
-def finish(total, out, dim):
-    """out = output / sum."""
+def finish(total, out, dim, sinks, head):
+    """out = output / sum, the share of the head's sink in the sum if there are sinks."""
     a, target = floats(total, PART_HEAD + dim), floats(out, dim)
+    if not sinks:
+        for i in range(dim):
+            target[i] = a[PART_HEAD + i] / a[1]
+        return
+    sink = floats(sinks, head + 1)[head]
+    peak = max(a[0], sink)
+    factor = np.exp(a[0] - peak)
+    whole = a[1] * factor + np.exp(sink - peak)
     for i in range(dim):
-        target[i] = a[PART_HEAD + i] / a[1]
+        target[i] = a[PART_HEAD + i] * factor / whole

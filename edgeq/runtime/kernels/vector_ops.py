@@ -43,6 +43,7 @@ from edgeq.compiler.vector_math import (
 )
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
+from edgeq.model.formulas import SWIGLU_ALPHA, SWIGLU_LIMIT
 from edgeq.model.memory_layout import CHUNK
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK, Isa
 
@@ -237,15 +238,34 @@ def _merge(mod: ir.Module) -> None:
 
 
 def _gate(mod: ir.Module) -> None:
-    """g = act(g) * u for n floats, a multiple of 16; kind 0 is SiLU, 1 is GELU by tanh."""
+    """g = `edgeq.model.formulas.gated` of g and u for n floats, a multiple of 16.
+
+    Kind 0 is SiLU of g times u, 1 is GELU by tanh times u, and 2 is the clamped SwiGLU.
+    """
     fn, b = _define(mod, "edgeq_gate")
     g, u, n, kind = fn.args
     is_gelu = splat(b, b.icmp_signed("==", kind, const(1)), ir.VectorType(ir.IntType(1), 16))
-    with loop(b, const(0), n, 16) as i:
-        at = b.shl(i, const(2))
-        x, y = (load(b, b.add(address, at), V16F32, 4) for address in (g, u))
-        store(b, b.fmul(activation(b, x, is_gelu), y), b.add(g, at), 4)
+    with b.if_else(b.icmp_signed("==", kind, const(2))) as (clamped, plain):
+        for branch, result in ((clamped, _clamped_swiglu), (plain, _times_activation)):
+            with branch, loop(b, const(0), n, 16) as i:
+                at = b.shl(i, const(2))
+                x, y = (load(b, b.add(address, at), V16F32, 4) for address in (g, u))
+                store(b, result(b, x, y, is_gelu), b.add(g, at), 4)
     b.ret_void()
+
+
+def _times_activation(b: ir.IRBuilder, x: ir.Value, y: ir.Value, is_gelu: ir.Value) -> ir.Value:
+    return b.fmul(activation(b, x, is_gelu), y)
+
+
+def _clamped_swiglu(b: ir.IRBuilder, x: ir.Value, y: ir.Value, is_gelu: ir.Value) -> ir.Value:
+    """x * sigmoid(alpha x) * (y + 1) with x and y clamped; NaN stays NaN."""
+    del is_gelu
+    limit = float(SWIGLU_LIMIT)
+    x, y = (b.select(b.fcmp_ordered(">", v, floats(limit)), floats(limit), v) for v in (x, y))
+    y = b.select(b.fcmp_ordered("<", y, floats(-limit)), floats(-limit), y)
+    glu = b.fmul(x, sigmoid(b, b.fmul(x, floats(float(SWIGLU_ALPHA)))))
+    return b.fmul(glu, b.fadd(y, floats(1.0)))
 
 
 def _softcap(mod: ir.Module) -> None:

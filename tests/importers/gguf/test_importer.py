@@ -48,7 +48,7 @@ INTERLEAVED = (
 ARCHITECTURE = {
     "mistral": "llama", "ministral3": "mistral3", "olmo3": "olmo2", "granitemoehybrid": "granite",
     "hunyuan_v1_dense": "hunyuan-dense", "qwen3_5": "qwen35", "qwen3_moe": "qwen3moe",
-    "lfm2_moe": "lfm2moe",
+    "lfm2_moe": "lfm2moe", "gpt_oss": "gpt-oss",
 }  # fmt: skip
 """Names of architectures that are not their family's."""
 READ_AS = {"mistral": "llama", "olmo3": "olmo2", "granitemoehybrid": "granite"}
@@ -118,6 +118,8 @@ def stacked(arrays: dict[str, NDArray[Any]], count: int) -> dict[str, NDArray[An
         number, _, part = after.partition(".")
         if name.endswith(".expert_bias"):
             out[f"{name}.bias"] = values
+        elif name.endswith(".sinks"):
+            out[f"{name}.weight"] = values
         elif not experts or not number.isdigit():
             out[name] = values
         elif number == "0":
@@ -127,7 +129,7 @@ def stacked(arrays: dict[str, NDArray[Any]], count: int) -> dict[str, NDArray[An
 
 
 def expert_keys(c: ModelConfig, arch: str) -> dict[str, Any]:
-    """What the converters for Qwen 3, Granite and LFM2 write of experts."""
+    """What the converters for Qwen 3, Granite, LFM2 and gpt-oss write of experts."""
     if c.experts is None:
         return {}
     keys = {"expert_count": c.experts.count, "expert_used_count": c.experts.chosen}
@@ -422,6 +424,8 @@ def test_quantized_llama_rows_are_put_in_order(tmp_path: Path) -> None:
 def test_scales_that_float16_cannot_hold_are_refused() -> None:
     block = np.zeros((1, 17), np.uint8)
     block[0, 0] = 90
+    assert not quant_rows("MXFP4", block, 32).numpy().any()  # zeros, whatever their scale
+    block[0, 3] = 2
     with pytest.raises(UnsupportedError, match=r"MXFP4 block has the scale 2\*\*-38"):
         quant_rows("MXFP4", block, 32)
 

@@ -16,7 +16,7 @@ from edgeq.model.block import ExpertsSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.model.rope_spec import RopeScaling
-from tests.families import FAMILIES, random_model, tiny_config
+from tests.families import FAMILIES, random_model, tiny_config, windows
 
 USUAL: dict[str, Any] = {
     "attention_dropout": 0.0,
@@ -430,14 +430,42 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "transformers_version": "4.54.0.dev0", "use_cache": False, "use_sliding_window": False,
         "vocab_size": 128256,
     },
+    "gpt-oss-20b": {
+        "architectures": ["GptOssForCausalLM"], "attention_bias": True, "attention_dropout": 0.0,
+        "eos_token_id": 200002, "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu",
+        "hidden_size": 2880, "initial_context_length": 4096, "initializer_range": 0.02,
+        "intermediate_size": 2880, "layer_types": ["sliding_attention", "full_attention"] * 12,
+        "max_position_embeddings": 131072, "model_type": "gpt_oss", "num_attention_heads": 64,
+        "num_experts_per_tok": 4, "num_hidden_layers": 24, "num_key_value_heads": 8,
+        "num_local_experts": 32, "output_router_logits": False, "pad_token_id": 199999,
+        "quantization_config": {
+            "modules_to_not_convert": [
+                "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens",
+                "lm_head",
+            ],
+            "quant_method": "mxfp4",
+        },
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0,
+            "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": False,
+        },
+        "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128,
+        "swiglu_limit": 7.0, "tie_word_embeddings": False, "transformers_version": "4.55.0.dev0",
+        "use_cache": True, "vocab_size": 201088,
+    },
 }  # fmt: skip
-WINDOWS = {"Mistral-7B-v0.1": 4096, "gemma-3-270m": 512, "gemma-3-4b-it": 1024,
+WINDOWS = {"gpt-oss-20b": 128,
+           "Mistral-7B-v0.1": 4096, "gemma-3-270m": 512, "gemma-3-4b-it": 1024,
            "embeddinggemma-300m": 257,
            "Phi-3-mini-4k-instruct": 2047, "Phi-3-mini-128k-instruct": 262144,
            "Phi-4-mini-instruct": 262144, "gemma-2-2b-it": 4096, "EXAONE-4.0-32B": 4096,
            "Olmo-3-1025-7B": 4096,
            }  # fmt: skip
 STRETCHED = {
+    "gpt-oss-20b": RopeScaling(
+        "yarn", 32.0, original_context=4096, attention_factor=1.3465735902799727, truncate=False,
+    ),
     "Llama-3.2-1B-Instruct": RopeScaling("llama3", 32.0, 1.0, 4.0, 8192),
     "gemma-3-4b-it": RopeScaling("linear", 8.0),
     "EXAONE-4.0-1.2B": RopeScaling("llama3", 16.0, 1.0, 4.0, 8192),
@@ -483,6 +511,20 @@ def test_published_gated_delta_nets(tmp_path: Path) -> None:
     assert [i for i, block in enumerate(config.blocks) if block.delta is None] == [
         3, 7, 11, 15, 19, 23,
     ]  # fmt: skip
+
+
+def test_published_sinks(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["gpt-oss-20b"]))
+    read = read_config(tmp_path)
+    known = SHAPES["gpt-oss-20b"]
+    assert read.model == replace(known, eos=read.model.eos)
+    assert read.biases == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert all(block.sinks for block in read.model.blocks)
+    assert windows(read.model) == (128, None) * 12
+    # 20.9 thousand million weights, of which a token reads those of 4 of 32 experts
+    shapes = [(read.model.tokens_share(name), n * k) for name, (n, k) in read.model.linears()]
+    assert sum(size for _, size in shapes) == 20_907_786_240
+    assert sum(share * size for share, size in shapes) == 4_186_275_840
 
 
 def test_published_experts(tmp_path: Path) -> None:

@@ -123,6 +123,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 24,
         "routed_scaling_factor": 1.5,
     },
+    "gpt_oss": {
+        "sliding_window": 6,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+    },
 }
 OWN = {
     "gemma2": {"attn_logit_softcapping", "final_logit_softcapping"},
@@ -144,6 +149,7 @@ EXPERTS = {
     "qwen3_moe": {"num_experts", "num_local_experts"},
     "granitemoe": {"num_local_experts"},
     "lfm2_moe": {"num_experts"},
+    "gpt_oss": {"num_experts", "num_local_experts"},
 }
 """Keys of the number of experts, which must be that of the tensors."""
 EPSILON = {"lfm2": "norm_eps", "lfm2_moe": "norm_eps"}
@@ -807,3 +813,23 @@ def test_other_names_of_files_are_listed(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, "llama")
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
     assert_refused(folder, r"holds neither .*; it holds weights\.safetensors")
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "granitemoe", "lfm2_moe"])
+def test_experts_in_single_tensors(tmp_path: Path, name: str) -> None:
+    """As Transformers 5 saves them where it is not asked for the original names."""
+    original = checkpoint(tmp_path / "original", name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "stacked", save_original_format=False)
+    stored = load_file(tmp_path / "stacked" / "model.safetensors")
+    (first, *_), others = [n for n in stored if n.endswith("experts.gate_up_proj")], set(stored)
+    assert not any(".experts.0." in n for n in others)
+    assert_equal(tmp_path / "stacked")
+    want, got = load(original).tensors, load(tmp_path / "stacked").tensors
+    assert set(got) == set(want)
+    for tensor in want:
+        np.testing.assert_array_equal(got[tensor].numpy(), want[tensor].numpy())
+    stored[first] = stored[first][:, :-1]
+    save_file(stored, tmp_path / "stacked" / "model.safetensors")
+    with pytest.raises(FormatError, match=r"has shape .*; (the config|config\.json) says"):
+        load(tmp_path / "stacked")

@@ -233,16 +233,20 @@ def test_learned_rounding_passes_float_layers_by() -> None:
 def test_the_reference_runs_what_was_trained(family: str) -> None:
     model = random_model(tiny_config(family))
     schemes = assigned(model, "w4-g32")
-    schemes |= {n: scheme_of("w2-g16") for n in schemes if "gate_proj" in n}
-    schemes |= {n: parse_scheme("bf16") for n in schemes if "up_proj" in n}
+    schemes |= {n: scheme_of("w2-g16") for n in schemes if n.endswith("gate_proj.weight")}
+    schemes |= {n: parse_scheme("bf16") for n in schemes if n.endswith("up_proj.weight")}
     student = Student(model, schemes, started(model, schemes))
     with torch.no_grad():
         for parameters in student.parameters().values():
             for parameter in parameters:
                 parameter += 0.01
     window = np.arange(20)
-    tensors = {n: t for n, t in model.tensors.items() if "up_proj" not in n}
-    held = {n: rounded_to_bf16(t.numpy()) for n, t in model.tensors.items() if "up_proj" in n}
+    tensors = {n: t for n, t in model.tensors.items() if not n.endswith("up_proj.weight")}
+    held = {
+        n: rounded_to_bf16(t.numpy())
+        for n, t in model.tensors.items()
+        if n.endswith("up_proj.weight")
+    }
     written = replace(model, tensors={**tensors, **held, **student.tensors()})
     with torch.no_grad():
         logits, _ = TorchDecoder(model.config, 20)(

@@ -31,6 +31,7 @@ _FILES = (
     "granitemoe",
     "lfm2_moe",
     "gemma4",
+    "gpt_oss",
 )
 """A row for each family: the name of its file. Of two families with one GGUF architecture, files
 of that architecture are read as the first."""

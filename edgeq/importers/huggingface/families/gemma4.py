@@ -136,9 +136,7 @@ def _source(values: Values, own: Sequence[int | None], layer: int, window: int |
     )
 
 
-def _head_dims(
-    values: Values, shape: Shape, windows: Sequence[int | None]
-) -> dict[bool, int]:
+def _head_dims(values: Values, shape: Shape, windows: Sequence[int | None]) -> dict[bool, int]:
     """Values of a head of layers that see everything (False), and of those with a window (True).
 
     Published files say ``global_head_dim``; Transformers 5.24 writes ``per_layer_config``, which
@@ -219,9 +217,7 @@ def _turning(values: Values, settings: Mapping[str, Any]) -> float:
     """The share of the pairs that turn."""
     share = values.check_number("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0))
     if share > 1:
-        raise FormatError(
-            f"{values.path}: partial_rotary_factor is {share}; it must be at most 1"
-        )
+        raise FormatError(f"{values.path}: partial_rotary_factor is {share}; it must be at most 1")
     return share
 
 

@@ -55,6 +55,11 @@ FAMILY = Family(
         "block_sparse_moe.input_linear": ("mlp.experts.*.gate_proj", "mlp.experts.*.up_proj"),
         "block_sparse_moe.output_linear": ("mlp.experts.*.down_proj",),
     },
+    renamed={
+        "block_sparse_moe.router.weight": "block_sparse_moe.router.layer.weight",
+        "block_sparse_moe.experts.gate_up_proj": "block_sparse_moe.input_linear.weight",
+        "block_sparse_moe.experts.down_proj": "block_sparse_moe.output_linear.weight",
+    },
     gguf=replace(granite.GGUF, name="granitemoe", expert_score="softmax"),
     shapes={
         "granite-3-1b-a400m": sizes(

@@ -17,6 +17,7 @@ from edgeq.importers.huggingface.quantized.compressed_tensors import read_compre
 from edgeq.importers.huggingface.quantized.gptq import read_gptq
 from edgeq.importers.huggingface.quantized.layout import Layout, ReadLayout, Settings
 from edgeq.importers.huggingface.quantized.mlx import read_mlx
+from edgeq.importers.huggingface.quantized.mxfp4 import read_mxfp4
 
 QUANT_METHODS: Mapping[str, ReadLayout] = {
     "gptq": read_gptq,
@@ -24,6 +25,7 @@ QUANT_METHODS: Mapping[str, ReadLayout] = {
     "compressed-tensors": read_compressed_tensors,
     "auto-round": read_auto_round,
     "intel/auto-round": read_auto_round,
+    "mxfp4": read_mxfp4,
 }
 """``quant_method`` of a quantization_config -> its reader."""
 KEYS = ("quantization_config", "quantization", "compression_config")

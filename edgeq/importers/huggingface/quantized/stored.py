@@ -42,12 +42,14 @@ class KeptMatrix(KeptTensor):
         first: the row of the stored matrix that is row 0 here.
         order: int [N], which of the rows from `first` on each row is; None for that order.
             Neighbors must come from near one another.
+        palette: int8 [2**bits], the table that codes index, if the scheme has one.
     """
 
     data: NDArray[Any]
     read: Callable[[int, int], StoredRows]
     first: int = 0
     order: NDArray[np.intp] | None = None
+    palette: NDArray[np.int8] | None = None
 
     def part(self, start: int, stop: int) -> KeptMatrix:
         """Rows ``start:stop`` as a matrix of their own."""
@@ -68,7 +70,7 @@ class KeptMatrix(KeptTensor):
         else:
             rows = self._picked(self.order[start:stop])
         return QuantTensor.from_codes(
-            self.scheme, rows.codes, rows.scales, rows.zero_points, minimums=rows.minimums
+            self.scheme, rows.codes, rows.scales, rows.zero_points, self.palette, rows.minimums
         )
 
     def _picked(self, order: NDArray[np.intp]) -> StoredRows:
