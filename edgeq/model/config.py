@@ -28,6 +28,10 @@ from edgeq.model.block import (
     IN_Z,
     K_NORM,
     K_PROJ,
+    MTP_EMBEDDING,
+    MTP_EMBEDDING_NORM,
+    MTP_STATE,
+    MTP_STATE_NORM,
     O_PROJ,
     Q_NORM,
     Q_PROJ,
@@ -41,7 +45,14 @@ from edgeq.model.block import (
     of_any_expert,
     tensor_name,
 )
-from edgeq.model.block_json import FLAT_KEYS, blocks_from_flat, blocks_from_json, blocks_to_json
+from edgeq.model.block_json import (
+    FLAT_KEYS,
+    block_from_json,
+    block_to_json,
+    blocks_from_flat,
+    blocks_from_json,
+    blocks_to_json,
+)
 from edgeq.model.limits import MAX_LAYERS, MAX_SIZE, is_count, is_finite
 from edgeq.model.rope_spec import RopeSpec
 
@@ -50,7 +61,7 @@ Activation = Literal["silu", "gelu_tanh"]
 _SIZES = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context")
 _POSITIVE = ("norm_eps", "embed_scale", "attn_scale", "residual_scale", "logit_scale")
 _CAPS = ("attn_softcap", "logit_softcap")
-_LATER = ("residual_scale", "logit_scale", *_CAPS)
+_LATER = ("residual_scale", "logit_scale", *_CAPS, "mtp", "is_mtp")
 """Fields that are written to artifacts only where they differ from what older versions compute."""
 
 
@@ -76,6 +87,10 @@ class ModelConfig:
         logit_softcap: the same of the scaled logits.
         tied: the head is the embedding matrix.
         bos, eos: token ids; eos may be several.
+        mtp: the layer of a multi-token-prediction head, which guesses tokens ahead and takes no
+            part in an answer, or None; see `edgeq.model.mtp`.
+        is_mtp: whether this is such a head, whose input has the states of another model beside its
+            tokens.
     """
 
     family: str
@@ -99,6 +114,8 @@ class ModelConfig:
     tied: bool = True
     bos: int | None = None
     eos: tuple[int, ...] = ()
+    mtp: BlockSpec | None = None
+    is_mtp: bool = False
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -163,6 +180,15 @@ class ModelConfig:
             raise FormatError(
                 f"model config: activation is {self.activation!r}; it must be one of "
                 f"{', '.join(get_args(Activation))}"
+            )
+        if not isinstance(self.is_mtp, bool):
+            raise FormatError(f"model config: is_mtp is {self.is_mtp!r}; it must be true or false")
+        if self.mtp is not None and (
+            not isinstance(self.mtp, BlockSpec) or self.mtp.mixer != "attention" or self.is_mtp
+        ):
+            raise FormatError(
+                f"model config: mtp is {self.mtp!r}; it must be a BlockSpec with attention, or "
+                "absent"
             )
         for token in (*self.eos, *(() if self.bos is None else (self.bos,))):
             if not is_count(token):
@@ -230,6 +256,9 @@ class ModelConfig:
     def linears(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Names and shapes [N, K] of every matrix the decoder multiplies by, embedding included."""
         yield "model.embed_tokens.weight", (self.vocab, self.hidden)
+        if self.is_mtp:
+            yield MTP_EMBEDDING, (self.hidden, self.hidden)
+            yield MTP_STATE, (self.hidden, self.hidden)
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         for i, block in enumerate(self.blocks):
             if block.mixer == "short_conv":
@@ -270,6 +299,9 @@ class ModelConfig:
 
     def norms(self) -> Iterator[tuple[str, tuple[int]]]:
         """Names and shapes of every norm weight, but for those inside gated delta nets."""
+        if self.is_mtp:
+            yield MTP_EMBEDDING_NORM, (self.hidden,)
+            yield MTP_STATE_NORM, (self.hidden,)
         for i, block in enumerate(self.blocks):
             q, k = self.heads * self.head_dim, self.kv_heads * self.head_dim
             if block.qk_norm == "head":
@@ -349,6 +381,8 @@ class ModelConfig:
             for f in fields(self)
             if f.name != "blocks" and not (f.name in _LATER and getattr(self, f.name) == f.default)
         }
+        if self.mtp is not None:
+            values["mtp"] = block_to_json(self.mtp)
         return {**values, **blocks_to_json(self.blocks)}
 
     @classmethod
@@ -370,6 +404,8 @@ class ModelConfig:
         values["eos"] = tuple(eos)
         read = blocks_from_json if "blocks" in data else blocks_from_flat
         try:
+            if values.get("mtp") is not None:
+                values["mtp"] = block_from_json(values["mtp"])
             return cls(blocks=read(data), **values)
         except TypeError as err:
             raise FormatError(f"model config is not readable: {err}") from err

@@ -24,6 +24,7 @@ from edgeq.formats.packing import round_up
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, part_nbytes, row_blocks
 from edgeq.importers.lazy import GatheredRows
 from edgeq.model.model import Model
+from edgeq.model.mtp import mtp_linears
 
 _LINE = 64
 _PIECE = 1 << 23
@@ -126,7 +127,8 @@ _MAKING = threading.Lock()
 
 def _matrices(model: Model) -> dict[int, Tensor]:
     """A model's matrices by their identity."""
-    return {id(t): t for t in (model.tensors[name] for name, _ in model.config.linears())}
+    names = [name for name, _ in (*model.config.linears(), *mtp_linears(model.config))]
+    return {id(t): t for t in (model.tensors[name] for name in names)}
 
 
 def _copied(tensor: Tensor, take: Take) -> Tensor:
