@@ -34,6 +34,7 @@ class Conversation:
         system: the system prompt, or None.
         grammar: a grammar that every answer follows, from `GrammarVocabulary`, or None.
         draft: a small model that drafts tokens; None drafts none.
+        mtp: draft with the model's own multi-token-prediction head, as `generate` does.
 
     Example:
         >>> model = edgeq.load("chat.edgeq")
@@ -48,9 +49,10 @@ class Conversation:
         system: str | None = None,
         grammar: Grammar | None = None,
         draft: Draft | None = None,
+        mtp: bool = True,
     ) -> None:
         self.engine, self._tokenizer, self._grammar = engine, tokenizer, grammar
-        self.draft = draft
+        self.draft, self.mtp = draft, mtp
         self.last: Chunk | None = None
         self._asked: list[dict[str, str]] = []  # up to the last message of the user
         self.reset(system)
@@ -123,6 +125,7 @@ class Conversation:
                 end_ids=self._tokenizer.turn_end_ids,
                 constraint=None if self._grammar is None else self._grammar.start(),
                 draft=self.draft,
+                mtp=self.mtp,
             ):
                 self.last = chunk
                 answer.append(chunk.text)

@@ -33,6 +33,7 @@ def run(
     prompt_cache: str | Path | None = None,
     prompt_cache_all: bool = False,
     draft: Model | str | Path | None = None,
+    mtp: bool = True,
     context: int | None = None,
     threads: int | None = None,
     kv_bits: KvBits = 8,
@@ -58,6 +59,8 @@ def run(
         prompt_cache_all: save the cache of the generated text as well, once it has ended.
         draft: a small model with the same tokenizer, or its path. It drafts tokens, which the
             model verifies in one pass; the answer stays the same. See `Draft`.
+        mtp: draft with the model's own multi-token-prediction head where it has one, as `generate`
+            does.
         context, threads, kv_bits, backend, mmap: as `Engine` takes them.
 
     Returns:
@@ -94,7 +97,7 @@ def run(
         chunks = _continue_prompt(
             engine, tokenizer, ids, params, max_tokens=max_tokens, stop=stop, lookup=lookup,
             chat=chat, constraint=None if grammar is None else grammar.start(),
-            prompt_cache=prompt_cache, prompt_cache_all=prompt_cache_all, draft=helper,
+            prompt_cache=prompt_cache, prompt_cache_all=prompt_cache_all, draft=helper, mtp=mtp,
         )  # fmt: skip
     except BaseException:
         closing.close()
@@ -121,6 +124,7 @@ def _continue_prompt(
     prompt_cache: str | Path | None = None,
     prompt_cache_all: bool = False,
     draft: Draft | None = None,
+    mtp: bool = True,
 ) -> Iterator[Chunk]:
     """Generate after a prompt's tokens, and load and save the KV cache of the prompt.
 
@@ -132,6 +136,7 @@ def _continue_prompt(
         chat: whether the end of a turn ends the text.
         constraint: the grammar that the text follows; None allows any text.
         draft: a draft model, or None.
+        mtp: as for `run`.
 
     Returns:
         An iterator over pieces of text. The prompt's cache is saved after the first piece.
@@ -145,7 +150,7 @@ def _continue_prompt(
     chunks = generate(
         engine, tokenizer, engine.reuse(ids), params, max_tokens=max_tokens, stop=stop,
         lookup=lookup, end_ids=tokenizer.turn_end_ids if chat else (), constraint=constraint,
-        draft=draft,
+        draft=draft, mtp=mtp,
     )  # fmt: skip
     return (
         chunks
@@ -195,6 +200,7 @@ def chat(
     system: str | None = None,
     json_schema: Mapping[str, Any] | str | None = None,
     draft: Model | str | Path | None = None,
+    mtp: bool = True,
     context: int | None = None,
     threads: int | None = None,
     kv_bits: KvBits = 8,
@@ -208,6 +214,7 @@ def chat(
         system: the system prompt.
         json_schema: a JSON schema that every answer conforms to, as an object or a text.
         draft: a small model that drafts tokens, as for `run`.
+        mtp: draft with the model's own multi-token-prediction head, as for `run`.
         context, threads, kv_bits, backend, mmap: as `Engine` takes them.
 
     Returns:
@@ -237,7 +244,7 @@ def chat(
         if helper is not None:
             failing.callback(helper.close)
         engine = Engine(opened, context=context, **settings)
-        conversation = Conversation(engine, tokenizer, system, grammar, helper)
+        conversation = Conversation(engine, tokenizer, system, grammar, helper, mtp)
         failing.callback(engine.close)
         conversation.check()
         failing.pop_all()

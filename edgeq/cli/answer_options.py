@@ -1,4 +1,4 @@
-"""Options of the commands that generate text: JSON schemas, prompt lookup, draft models."""
+"""Options of the commands that generate text: JSON schemas, prompt lookup, drafts."""
 
 from __future__ import annotations
 
@@ -44,4 +44,13 @@ def draft_option(function: Function) -> Function:
         "-md", "--draft", "--model-draft", "draft", metavar="MODEL", default=None,
         help="A small model with the same tokenizer that drafts tokens, which MODEL checks in one "
         "pass; the output stays the same. It pauses when it does not make answers faster.",
+    )(function)  # fmt: skip
+
+
+def mtp_option(function: Function) -> Function:
+    """The option ``--no-mtp``."""
+    return click.option(
+        "--mtp/--no-mtp", default=True,
+        help="Draft tokens with MODEL's own multi-token-prediction head, if it has one; the output "
+        "stays the same. It pauses when it does not make answers faster.",
     )(function)  # fmt: skip

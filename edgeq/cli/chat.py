@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeq.cli import render
-from edgeq.cli.answer_options import draft_option, lookup_option, schema_option
+from edgeq.cli.answer_options import draft_option, lookup_option, mtp_option, schema_option
 from edgeq.cli.options import (
     command,
     engine_options,
@@ -65,6 +65,7 @@ _OTHERS = "Any other line is a message; begin it with a space if it starts with 
 )
 @lookup_option
 @draft_option
+@mtp_option
 @schema_option
 @sampling_options
 @engine_options
@@ -104,7 +105,10 @@ def chat(
         refuse_what_cannot_fit(loaded, model, engine_settings, draft)
     compile_first(engine_settings["backend"])
     schema = settings["json_schema"]
-    with begin(loaded, system=system, json_schema=schema, draft=draft, **engine_settings) as talk:
+    with begin(
+        loaded, system=system, json_schema=schema, draft=draft, mtp=settings["mtp"],
+        **engine_settings,
+    ) as talk:  # fmt: skip
         how = {"max_tokens": n_predict, "stop": settings["stop"], "lookup": settings["lookup"]}
         ctrl_c = CtrlC()
         session = _Session(talk, params, how, person, ctrl_c)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeq.cli import render
-from edgeq.cli.answer_options import draft_option, lookup_option, schema_option
+from edgeq.cli.answer_options import draft_option, lookup_option, mtp_option, schema_option
 from edgeq.cli.options import (
     command,
     engine_options,
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
 )
 @lookup_option
 @draft_option
+@mtp_option
 @schema_option
 @sampling_options
 @engine_options
@@ -117,7 +118,7 @@ def run(
         loaded, text, params, max_tokens=None if n_predict < 0 else n_predict,
         stop=settings["stop"], raw=raw, lookup=settings["lookup"],
         json_schema=settings["json_schema"], prompt_cache=prompt_cache,
-        prompt_cache_all=prompt_cache_all, draft=draft, **engine_settings,
+        prompt_cache_all=prompt_cache_all, draft=draft, mtp=settings["mtp"], **engine_settings,
     )  # fmt: skip
     with closing(chunks), LiveRate() as rate:
         unprinted = ["" if chat else text]

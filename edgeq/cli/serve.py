@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from edgeq.cli import render
-from edgeq.cli.answer_options import draft_option, lookup_option
+from edgeq.cli.answer_options import draft_option, lookup_option, mtp_option
 from edgeq.cli.options import (
     ByteSize,
     choice_options,
@@ -75,6 +75,7 @@ from edgeq.cli.warmup import compile_first
 )
 @lookup_option
 @draft_option
+@mtp_option
 @choice_options
 @engine_options
 def serve(models: tuple[str, ...], model: str | None, **settings: Any) -> None:
@@ -102,6 +103,7 @@ def serve(models: tuple[str, ...], model: str | None, **settings: Any) -> None:
         drain_s=settings["drain"],
         prefix_bytes=settings["cache_ram"] << 20,
         lookup=settings["lookup"],
+        mtp=settings["mtp"],
         pooling=settings["pooling"],
         params=sampling_params(settings),
         log_prompts=settings["log_prompts"],

@@ -15,6 +15,7 @@ from edgeq.core.memory import rss_bytes
 from edgeq.core.progress import Progress
 from edgeq.importers import load
 from edgeq.model.model import Model
+from edgeq.model.mtp import without_mtp
 from edgeq.quant.presets import FAST
 
 
@@ -61,7 +62,7 @@ class DecoderConversion:
         """The model, once it is open; tensors whose integers are kept are packed."""
         if self._model is None:
             opened = self._source if isinstance(self._source, Model) else load(self._source)
-            self._model = opened.packed()
+            self._model = without_mtp(opened).packed()
         return self._model
 
     def check_name(self, path: Path) -> None:
@@ -80,7 +81,7 @@ class DecoderConversion:
                 source, packed, recipe,
                 max_ram=self._max_ram, threads=self._threads, progress=self._progress,
             )  # fmt: skip
-            self._model = load(packed)
+            self._model = without_mtp(load(packed))
         self.model.validate()
         self._target.check(self.model, self._options)
         if self._max_ram is not None:

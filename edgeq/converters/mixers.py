@@ -15,6 +15,14 @@ class AttentionOnly:
     `check_attention_only` refuses such models before any work.
     """
 
+    def states(self, name: str) -> NoReturn:
+        """Refuse a multi-token-prediction head, which no target is given.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(f"this target's graphs hold no multi-token prediction ({name})")
+
     def short_conv(self, name: str, layer: int, b: Any, c: Any, x: Any, weight: str) -> NoReturn:
         """Refuse a short convolution.
 

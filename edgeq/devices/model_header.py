@@ -20,6 +20,7 @@ from edgeq.importers import describe
 from edgeq.model.artifact_layout import TensorLayout
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
+from edgeq.model.mtp import PREFIX
 from edgeq.quant.rules import STAY_FLOAT
 
 if TYPE_CHECKING:
@@ -97,7 +98,9 @@ class ModelFacts:
         read = table if self.config.tied else table // self.config.vocab
         share = self.config.tokens_share
         layers = sum(
-            t.run_bytes * min(Fraction(1), tokens * share(name)) for name, t in self.tensors.items()
+            t.run_bytes * min(Fraction(1), tokens * share(name))
+            for name, t in self.tensors.items()
+            if not name.startswith(PREFIX)  # whose drafts are no part of a token's time
         )
         return int(layers) - table + read
 

@@ -23,6 +23,7 @@ from edgeq.formats.schemes import BITS
 from edgeq.model.config import ModelConfig
 from edgeq.model.kv_bits import KvBits, checked_kv_bits
 from edgeq.model.memory_layout import MAX_SEQUENCES, draft_bytes, kv_bytes, scratch_bytes
+from edgeq.model.mtp import mtp_config
 
 PROCESS_BYTES = 104 << 20
 """Interpreter, NumPy, the compiler's library and compiled kernels; measured on x86-64 Linux."""
@@ -45,7 +46,8 @@ class Plan:
         parallel: answers at a time, each with a cache of its own.
         fits: whether all of it fits in the usable memory.
         weights_bytes, kv_bytes, scratch_bytes, process_bytes: what is held.
-        draft_bytes: all that a draft model takes; 0 without one.
+        draft_bytes: all that a draft model takes, or the caches and buffers of the model's own
+            multi-token-prediction head, whose weights are among the model's; 0 without either.
         table_bytes: of the weights that stay in the model's file, where only rows of them are read;
             they are not in the other figures.
         usable_bytes: what the device can give one process.
@@ -285,10 +287,13 @@ class _Memory:
 
     @property
     def drafting(self) -> int:
+        own = 0
+        if self.config.mtp is not None:
+            own = draft_bytes(mtp_config(self.config), self.threads, self.kv_bits, self.parallel)
         if self.draft is None:
-            return 0
+            return own
         beside = draft_bytes(self.draft.config, self.threads, self.kv_bits, self.parallel)
-        return self.draft.weights_bytes + beside
+        return own + self.draft.weights_bytes + beside
 
     @property
     def process(self) -> int:

@@ -54,6 +54,12 @@ _FLAGS = (
 )  # fmt: skip
 
 
+MTP_EMBEDDING, MTP_STATE = "model.fc_embedding.weight", "model.fc_hidden.weight"
+MTP_EMBEDDING_NORM = "model.pre_fc_norm_embedding.weight"
+MTP_STATE_NORM = "model.pre_fc_norm_hidden.weight"
+"""Tensors of a multi-token-prediction head before its layer; see `edgeq.model.mtp`."""
+
+
 def tensor_name(layer: int, part: str) -> str:
     """Name of a layer's weight.
 
@@ -103,6 +109,8 @@ class DeltaSpec:
             that follow one another.
         value_heads: heads of values and of the state.
         key_dim, value_dim: values of a head of queries and keys, and of values.
+        tiled_out: the mixer's output lists the first value head of every key head, then the second
+            of every one, and so on; as the columns of its output projection lie in GGUF files.
 
     Raises:
         FormatError: a value of the wrong type or out of range.
@@ -116,9 +124,16 @@ class DeltaSpec:
     value_heads: int
     key_dim: int
     value_dim: int
+    tiled_out: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        if not isinstance(self.tiled_out, bool):
+            raise FormatError(
+                f"model config: tiled_out of a gated delta net is {self.tiled_out!r}; it must be "
+                "true or false"
+            )
+        for name in ("key_heads", "value_heads", "key_dim", "value_dim"):
+            value = getattr(self, name)
             if not is_count(value) or value < 1:
                 raise FormatError(
                     f"model config: {name} of a gated delta net is {value!r}; it must be a "

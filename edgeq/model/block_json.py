@@ -38,6 +38,20 @@ def blocks_to_json(blocks: Sequence[BlockSpec]) -> dict[str, Any]:
     }
 
 
+def block_to_json(block: BlockSpec) -> dict[str, Any]:
+    """One block by itself."""
+    return _described(block)
+
+
+def block_from_json(described: Any) -> BlockSpec:
+    """The inverse of `block_to_json`.
+
+    Raises:
+        FormatError: a value is not one that it writes.
+    """
+    return _block(described)
+
+
 def blocks_from_json(data: Mapping[str, Any]) -> tuple[BlockSpec, ...]:
     """The blocks of all layers, the inverse of `blocks_to_json`.
 
@@ -112,6 +126,8 @@ def _described(block: BlockSpec) -> dict[str, Any]:
             del values[name]
     if block.experts and not block.experts.biases:
         del values["experts"]["biases"]
+    if block.delta is not None and not block.delta.tiled_out:
+        del values["delta"]["tiled_out"]
     if block.causal:
         del values["causal"]
     rope = values["rope"]

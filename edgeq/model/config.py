@@ -32,6 +32,10 @@ from edgeq.model.block import (
     K_NORM,
     K_PROJ,
     LAYER_SCALE,
+    MTP_EMBEDDING,
+    MTP_EMBEDDING_NORM,
+    MTP_STATE,
+    MTP_STATE_NORM,
     O_PROJ,
     Q_NORM,
     Q_PROJ,
@@ -46,7 +50,14 @@ from edgeq.model.block import (
     of_any_expert,
     tensor_name,
 )
-from edgeq.model.block_json import FLAT_KEYS, blocks_from_flat, blocks_from_json, blocks_to_json
+from edgeq.model.block_json import (
+    FLAT_KEYS,
+    block_from_json,
+    block_to_json,
+    blocks_from_flat,
+    blocks_from_json,
+    blocks_to_json,
+)
 from edgeq.model.limits import MAX_LAYERS, MAX_SIZE, is_count, is_finite
 from edgeq.model.rope_spec import RopeSpec
 
@@ -55,7 +66,7 @@ Activation = Literal["silu", "gelu_tanh", "clamped_swiglu"]
 _SIZES = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context")
 _POSITIVE = ("norm_eps", "embed_scale", "attn_scale", "residual_scale", "logit_scale")
 _CAPS = ("attn_softcap", "logit_softcap")
-_LATER = ("residual_scale", "logit_scale", *_CAPS, "layer_input")
+_LATER = ("residual_scale", "logit_scale", *_CAPS, "layer_input", "mtp", "is_mtp")
 """Fields that are written to artifacts only where they differ from what older versions compute."""
 LAYER_TABLE = "model.embed_tokens_per_layer.weight"
 LAYER_PROJECTION = "model.per_layer_model_projection.weight"
@@ -88,6 +99,10 @@ class ModelConfig:
             embedding of all layers together and from the token's embedding; 0 for none (Gemma 4).
         tied: the head is the embedding matrix.
         bos, eos: token ids; eos may be several.
+        mtp: the layer of a multi-token-prediction head, which guesses tokens ahead and takes no
+            part in an answer, or None; see `edgeq.model.mtp`.
+        is_mtp: whether this is such a head, whose input has the states of another model beside its
+            tokens.
     """
 
     family: str
@@ -112,6 +127,8 @@ class ModelConfig:
     tied: bool = True
     bos: int | None = None
     eos: tuple[int, ...] = ()
+    mtp: BlockSpec | None = None
+    is_mtp: bool = False
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -203,6 +220,15 @@ class ModelConfig:
             raise FormatError(
                 f"model config: activation is {self.activation!r}; it must be one of "
                 f"{', '.join(get_args(Activation))}"
+            )
+        if not isinstance(self.is_mtp, bool):
+            raise FormatError(f"model config: is_mtp is {self.is_mtp!r}; it must be true or false")
+        if self.mtp is not None and (
+            not isinstance(self.mtp, BlockSpec) or self.mtp.mixer != "attention" or self.is_mtp
+        ):
+            raise FormatError(
+                f"model config: mtp is {self.mtp!r}; it must be a BlockSpec with attention, or "
+                "absent"
             )
         for token in (*self.eos, *(() if self.bos is None else (self.bos,))):
             if not is_count(token):
@@ -296,6 +322,9 @@ class ModelConfig:
         if self.layer_input:
             yield LAYER_TABLE, (self.vocab, self.layers * self.layer_input)
             yield LAYER_PROJECTION, (self.layers * self.layer_input, self.hidden)
+        if self.is_mtp:
+            yield MTP_EMBEDDING, (self.hidden, self.hidden)
+            yield MTP_STATE, (self.hidden, self.hidden)
         for i, block in enumerate(self.blocks):
             q, kv = (heads * self.head_dim_of(i) for heads in (self.heads, self.kv_heads))
             if block.mixer == "short_conv":
@@ -342,6 +371,9 @@ class ModelConfig:
         """Names and shapes of every norm weight, but for those inside gated delta nets."""
         if self.layer_input:
             yield LAYER_PROJECTION_NORM, (self.layer_input,)
+        if self.is_mtp:
+            yield MTP_EMBEDDING_NORM, (self.hidden,)
+            yield MTP_STATE_NORM, (self.hidden,)
         for i, block in enumerate(self.blocks):
             q, k = (heads * self.head_dim_of(i) for heads in (self.heads, self.kv_heads))
             if block.qk_norm == "head":
@@ -454,6 +486,8 @@ class ModelConfig:
             for f in fields(self)
             if f.name != "blocks" and not (f.name in _LATER and getattr(self, f.name) == f.default)
         }
+        if self.mtp is not None:
+            values["mtp"] = block_to_json(self.mtp)
         return {**values, **blocks_to_json(self.blocks)}
 
     @classmethod
@@ -475,6 +509,8 @@ class ModelConfig:
         values["eos"] = tuple(eos)
         read = blocks_from_json if "blocks" in data else blocks_from_flat
         try:
+            if values.get("mtp") is not None:
+                values["mtp"] = block_from_json(values["mtp"])
             return cls(blocks=read(data), **values)
         except TypeError as err:
             raise FormatError(f"model config is not readable: {err}") from err

@@ -9,6 +9,9 @@ every builder, so that results of two backends can be compared and the first tha
                                      layer_proj_scaled
     layer_proj_norm, layer_embed     [T, L, P] each, their sum layer_sum, and its multiple
                                      layer_inputs
+    embed_norm, from_embed           [T, hidden]                   of a multi-token-prediction head
+    states, states_norm, from_states [T, hidden]                   likewise
+    joined                           [T, hidden]                   likewise
     layers.{i}.attn_norm             [T, hidden]                   if norm_before
     layers.{i}.q, .k, .v             [T, H*D], [T, Hkv*D] twice, biases added
     layers.{i}.q_norm, .k_norm       [T, H, D], [T, Hkv, D]        if qk_norm is "head"
@@ -81,6 +84,10 @@ from edgeq.model.block import (
     K_NORM,
     K_PROJ,
     LAYER_SCALE,
+    MTP_EMBEDDING,
+    MTP_EMBEDDING_NORM,
+    MTP_STATE,
+    MTP_STATE_NORM,
     O_PROJ,
     Q_NORM,
     Q_PROJ,
@@ -130,6 +137,9 @@ class Builder(Protocol[V]):
 
     def embed(self, name: str) -> V:
         """Rows of the embedding of this pass's tokens, times ``embed_scale``: [T, hidden]."""
+
+    def states(self, name: str) -> V:
+        """The states of another model that a multi-token-prediction head reads: [T, hidden]."""
 
     def norm(self, name: str, x: V, weight: str) -> V:
         """RMS norm of x along its last axis with the named weight plus ``norm_offset``."""
@@ -220,11 +230,23 @@ class Builder(Protocol[V]):
 
 def decoder(b: Builder[V], config: ModelConfig) -> V:
     """Build the whole decoder; returns its logits."""
-    x = b.embed("embed")
+    x = joined(b) if config.is_mtp else b.embed("embed")
     inputs = layer_inputs(b, config, x) if config.layer_input else None
     for i in range(config.layers):
         x = layer(b, config, i, x, inputs)
     return head(b, config, head_in(b, x))
+
+
+def joined(b: Builder[V]) -> V:
+    """The input of a multi-token-prediction head's layer: [T, hidden].
+
+    A checkpoint holds the two matrices as one, whose columns are those of the embedding, then
+    those of the state.
+    """
+    embedding = b.norm("embed_norm", b.embed("embed"), MTP_EMBEDDING_NORM)
+    from_embedding = b.linear("from_embed", embedding, MTP_EMBEDDING)
+    state = b.norm("states_norm", b.states("states"), MTP_STATE_NORM)
+    return b.add("joined", from_embedding, b.linear("from_states", state, MTP_STATE))
 
 
 def layer_inputs(b: Builder[V], config: ModelConfig, x: V) -> V:

@@ -114,12 +114,15 @@ def delta_step(state: Array, inputs: DeltaInputs) -> tuple[Array, Array]:
     return state, (state * inputs.q[..., None]).sum(axis=-2)
 
 
-def delta_output(weights: DeltaWeights, read: Array, z: Array) -> Array:
+def delta_output(spec: DeltaSpec, weights: DeltaWeights, read: Array, z: Array) -> Array:
     """The mixer's output [..., values], from what was read [..., value_heads, value_dim]."""
     square = _sum_of_squares(read) / np.float32(read.shape[-1])
     normed = read / np.sqrt(square + np.float32(weights.eps)) * weights.norm
     gate = z.reshape(read.shape)
     out: Array = normed * (gate * sigmoid(gate))
+    if spec.tiled_out:
+        by_key = out.reshape(*out.shape[:-2], spec.key_heads, spec.group, spec.value_dim)
+        out = by_key.swapaxes(-3, -2)
     return out.reshape(z.shape)
 
 

@@ -37,6 +37,9 @@ STATE_COPIES = 2
 """Copies of the state of a gated delta net: the current one, and one from before."""
 DRAFT_CONTEXT = 1024
 """Context of a draft model, in tokens. When it is full, the model restarts on the last tokens."""
+KEPT_STATES = 320
+"""Positions whose states a multi-token-prediction head can read: those that a draft begins with,
+and those of a guess that is taken back."""
 MAX_SEQUENCES = 64
 """Most sequences that are decoded together, each with a cache of its own."""
 PART_HEAD = 16
@@ -121,7 +124,12 @@ def kv_bytes(config: ModelConfig, context: int, kv_bits: int = 8) -> int:
         cache_length(block, context, kv_bits) * layer_position_bytes(config, layer, kv_bits)
         + STATE_COPIES * state_bytes(config, layer)
         for layer, block in enumerate(config.blocks)
-    )
+    ) + kept_states_bytes(config)
+
+
+def kept_states_bytes(config: ModelConfig) -> int:
+    """Bytes of the states that are kept for a multi-token-prediction head; 0 without one."""
+    return 0 if config.mtp is None else KEPT_STATES * config.hidden * _FLOAT
 
 
 def input_width(config: ModelConfig, layer: int) -> int:
@@ -268,6 +276,8 @@ def buffers(config: ModelConfig, context: int, threads: int, sequences: int = 1)
     q, kv = (round_up(heads * c.widest_head, WIDTH) for heads in (c.heads, c.kv_heads))
     if any(block.mixer == "short_conv" for block in c.blocks):
         q, kv = max(q, hidden), max(kv, hidden)  # its three inputs lie in the rows of q, k and v
+    if c.is_mtp:
+        q = max(q, hidden)  # what comes of the states lies in the rows of q
     att, gate, mixed = q, 0, 0
     for spec in c.blocks:
         if spec.output_gate:

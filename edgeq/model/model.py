@@ -30,6 +30,7 @@ by its importer (Phi-3's fused projections are split, GGUF's names mapped):
     model.layers.{i}.mlp.experts.bias             [E]            to choose experts by, or absent
     model.norm.weight                             [hidden]
     lm_head.weight                                [V, hidden]    absent if tied
+    mtp.*                                         see `edgeq.model.mtp`
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from edgeq.core.errors import FormatError, check_type
 from edgeq.formats.kept import KeptTensor, Take, packed
 from edgeq.formats.tensor import QuantTensor, Tensor
 from edgeq.model.config import ModelConfig
+from edgeq.model.mtp import mtp_biases, needed_mtp
 from edgeq.model.origin import Origin
 
 
@@ -172,12 +174,13 @@ class Model:
         Raises:
             FormatError: one is missing, has another shape, or does not belong to the model.
         """
-        for name, shape in (*self.config.linears(), *self.config.floats()):
+        needed = dict((*self.config.linears(), *self.config.floats(), *needed_mtp(self.config)))
+        for name, shape in needed.items():
             if name not in self.tensors:
                 raise FormatError(f"tensor {name} is missing from the model")
             self._check_shape(name, shape)
-        known = {name for name, _ in (*self.config.linears(), *self.config.floats())}
-        for name, shape in self.config.biases():
+        known = set(needed)
+        for name, shape in (*self.config.biases(), *mtp_biases(self.config)):
             if name in self.tensors:
                 self._check_shape(name, shape)
                 known.add(name)

@@ -86,6 +86,10 @@ class RecordingBuilder:
         """Rows of the embedding matrix."""
         return self._record("embed", name, weight="model.embed_tokens.weight")
 
+    def states(self, name: str) -> RecordedOperation:
+        """States of another model."""
+        return self._record("states", name)
+
     def norm(self, name: str, x: RecordedOperation, weight: str) -> RecordedOperation:
         """RMS norm along the last axis."""
         return self._record("norm", name, x, weight=weight)

@@ -120,6 +120,7 @@ class Reference:
         self._tokens: NDArray[np.int64] = np.empty(0, np.int64)
         self._cache = self.new_cache()
         self._all_logits = True
+        self._given_states: Array | None = None
 
     def new_cache(self) -> KV:
         """An empty cache for `forward`."""
@@ -130,6 +131,7 @@ class Reference:
         tokens: Sequence[int] | NDArray[np.integer],
         cache: KV | None = None,
         all_logits: bool = True,
+        states: Array | None = None,
     ) -> Array:
         """Logits of the tokens that follow.
 
@@ -137,14 +139,17 @@ class Reference:
             tokens: int [T], T >= 1; their positions follow those in the cache.
             cache: extended by T positions; None starts with an empty one.
             all_logits: every position's logits, or only the last one's.
+            states: of a multi-token-prediction head: float32 [T, hidden], the final norm of the
+                model at the position before each token.
 
         Returns:
             float32 [T, V], or [V] if not all_logits.
 
         Raises:
-            UsageError: no tokens, or one outside the vocabulary.
+            UsageError: no tokens, one outside the vocabulary, or no state for each of them.
         """
         self.begin(tokens, cache, all_logits)
+        self._given_states = states
         logits = decoder(self, self.config)
         self._cache.advance(self._tokens.size)
         return logits if all_logits else cast(Array, logits[0])
@@ -204,6 +209,18 @@ class Reference:
         rows = np.concatenate([table.rows(int(i), int(i) + 1) for i in unique])
         return cast(Array, rows[where])
 
+    def states(self, name: str) -> Array:
+        """The states that `forward` was given."""
+        if self._given_states is None or self._given_states.shape != (
+            self._tokens.size,
+            self.config.hidden,
+        ):
+            raise UsageError(
+                "a multi-token-prediction head needs states, float32 "
+                f"[{self._tokens.size}, {self.config.hidden}]: one for each token"
+            )
+        return self._result(name, self._given_states)
+
     def norm(self, name: str, x: Array, weight: str) -> Array:
         """`rms_norm` along the last axis with the named weight."""
         c = self.config
@@ -256,9 +273,10 @@ class Reference:
         self, name: str, layer: int, qkv: Array, z: Array, beta: Array, decay: Array
     ) -> Array:
         """Append qkv, beta and decay to the layer's state; what it gives: [T, values]."""
-        weights = self.delta_weights(layer)
+        weights, spec = self.delta_weights(layer), self.config.blocks[layer].delta
+        assert spec is not None
         read = self._cache.recur(layer, np.concatenate([qkv, beta, decay], axis=-1), weights)
-        return self._result(name, delta_output(weights, read, z))
+        return self._result(name, delta_output(spec, weights, read, z))
 
     def delta_weights(self, layer: int) -> DeltaWeights:
         """What a gated delta net has beside its matrices."""

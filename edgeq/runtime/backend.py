@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.model.config import ModelConfig
+from edgeq.model.kv_bits import KvBits
 from edgeq.runtime import kv_state as state
 
 
@@ -26,6 +28,20 @@ class Backend(Protocol):
 
     def greedy(self, token: int, position: int, steps: int) -> list[int]:
         """``steps`` greedy tokens after ``token``."""
+
+    def states(self) -> range:
+        """The positions whose states are kept for a multi-token-prediction head."""
+
+    def state_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """The final norms of positions ``start:stop`` of `states`, [T, hidden]."""
+
+    def mtp(self, context: int, kv_bits: KvBits) -> tuple[Backend, ModelConfig]:
+        """The model's multi-token-prediction head, for this sequence, and its hyperparameters."""
+
+    def ahead(
+        self, tokens: NDArray[np.int64], position: int, states: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Run such a head on tokens and states; logits [V] and state [hidden] of the last."""
 
     def is_finite(self) -> bool:
         """Whether the last logits were numbers."""

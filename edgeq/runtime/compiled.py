@@ -6,6 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.formats.packing import round_up
+from edgeq.model.config import ModelConfig
+from edgeq.model.kv_bits import KvBits
+from edgeq.runtime.kept_states import cut_states, kept_states
 from edgeq.runtime.kv_state import Parts, positions_in
 from edgeq.runtime.layer_cache import DeltaCache
 from edgeq.runtime.shared_decoder import SharedDecoder
@@ -27,25 +30,55 @@ class CompiledBackend:
         self.scratch_bytes = decoder.scratch_bytes
         self._deltas = [cache for cache in self._caches if isinstance(cache, DeltaCache)]
         self._starts, self._written = [0] * len(self._caches), 0
+        self._kept = decoder.program.states[sequence] if decoder.program.states else None
+        self._states = range(0)  # positions whose states are kept
+        if self._kept is not None:
+            self.kv_bytes += self._kept.nbytes
         self._finite = True
 
     def forward(
         self, tokens: NDArray[np.int64], position: int, outputs: int
     ) -> NDArray[np.float32]:
         """Run tokens in batches; logits [outputs, V] of the last ``outputs`` of them."""
-        self._written = max(self._written, position + len(tokens))
+        self._ran(position, len(tokens))
         return self._decoder.forward(self._sequence, tokens, position, outputs)
 
     def hidden(self, tokens: NDArray[np.int64], position: int) -> NDArray[np.float32]:
         """Run tokens in batches; the final norm of each, [T, hidden or more]."""
-        self._written = max(self._written, position + len(tokens))
+        self._ran(position, len(tokens))
         return self._decoder.hidden(self._sequence, tokens, position)
 
     def greedy(self, token: int, position: int, steps: int) -> list[int]:
         """``steps`` greedy tokens after ``token``, without Python in between."""
-        self._written = max(self._written, position + steps)
+        self._ran(position, steps)
         chosen, self._finite = self._decoder.greedy(self._sequence, token, position, steps)
         return chosen
+
+    def _ran(self, position: int, tokens: int) -> None:
+        """Note that a pass runs some tokens."""
+        self._written = max(self._written, position + tokens)
+        self._states = kept_states(self._states, position, tokens)
+
+    def states(self) -> range:
+        """The positions whose states are kept, which `state_rows` gives."""
+        return self._states
+
+    def state_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """The final norms of positions ``start:stop``, [T, hidden]."""
+        assert self._kept is not None  # or there is no head that asks for them
+        return self._kept.read(start, stop)["inputs"]
+
+    def mtp(self, context: int, kv_bits: KvBits) -> tuple[CompiledBackend, ModelConfig]:
+        """This sequence's multi-token-prediction head, and its hyperparameters."""
+        head = self._decoder.mtp(context, kv_bits)
+        return CompiledBackend(head, self._sequence), head.config
+
+    def ahead(
+        self, tokens: NDArray[np.int64], position: int, states: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Run a head on tokens and states; logits [V] and state [hidden] of the last."""
+        self._ran(position, len(tokens))
+        return self._decoder.ahead(self._sequence, tokens, position, states)
 
     def is_finite(self) -> bool:
         """Whether the last logits of `greedy` were numbers."""
@@ -62,6 +95,7 @@ class CompiledBackend:
 
     def truncate(self, position: int) -> None:
         """Nothing past the sequence is ever read, so only a whole reset changes anything."""
+        self._states = cut_states(self._states, position)
         if position == 0:
             self._starts, self._written = [0] * len(self._starts), 0
 

@@ -28,6 +28,7 @@ from edgeq.model.block import (
 )
 from edgeq.model.memory_layout import (
     ACT_BLOCK,
+    KEPT_STATES,
     WIDTH,
     Buffers,
     attention_work,
@@ -42,7 +43,7 @@ from edgeq.runtime.engine_memory import EngineMemory
 from edgeq.runtime.kernels import abi
 from edgeq.runtime.kernels.abi import Step
 from edgeq.runtime.kernels.jit import float_kernel_address, kernel_address
-from edgeq.runtime.layer_cache import layer_caches
+from edgeq.runtime.layer_cache import InputCache, layer_caches
 from edgeq.runtime.step_fusion import ProgramStep, fuse
 from edgeq.runtime.step_times import StepLabel
 
@@ -74,6 +75,8 @@ class CompiledProgram:
         record: the `abi.PROGRAM`, an array of one.
         labels: layer and label of each step, for its time.
         caches: the cache of each layer, for each sequence.
+        states: for each sequence, the final norms of its last positions; empty where no
+            multi-token-prediction head reads them.
         tables: address of the records of each sequence's caches.
         logits: float32 [sequences, V rounded up to whole tiles].
         normed: float32 [rows, hidden rounded up]: after a pass, the final norm of its tokens.
@@ -97,8 +100,14 @@ class CompiledProgram:
         self.labels: tuple[StepLabel, ...] = tuple((step.layer, step.label) for step in steps)
         linears = self._linear_records([name for step in steps for name in step.linears])
         self.caches = [layer_caches(c, context, kv_bits, memory.zeros) for _ in range(sequences)]
+        self.states = [
+            InputCache(c.hidden, KEPT_STATES, memory.zeros) for _ in self.caches if c.mtp
+        ]
         self.tables = [
-            memory.address(np.array([cache.record for cache in caches])) for caches in self.caches
+            memory.address(
+                np.array([cache.record for cache in (*caches, *self.states[number : number + 1])])
+            )
+            for number, caches in enumerate(self.caches)
         ]
         sizes = buffers(c, context, threads, sequences)
         attentions = self._attention_records(steps, context)
@@ -125,6 +134,8 @@ class CompiledProgram:
         program["work"], program["work_stride"] = scratch["work"].ctypes.data, sizes.work
         for name, (offset, _) in attention_work(c).items():
             program[f"work_{name}"] = offset
+        program["keeps_states"], program["hidden"] = bool(self.states), c.hidden
+        program["normed"] = _ROW_NUMBERS["normed"]
         ones = memory.zeros(TILE, np.float16)
         ones[:] = 1
         program["ones"] = ones.ctypes.data
@@ -275,6 +286,7 @@ class CompiledProgram:
             "rate": rate.ctypes.data,
             "dt_bias": dt_bias.ctypes.data,
             "norm": norm.ctypes.data,
+            "tiled_out": delta.tiled_out,
         }
         return memory.address(self._table(abi.DELTA, [record]))
 

@@ -26,11 +26,12 @@ import copy
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError, check_type
+from edgeq.model.config import ModelConfig
 from edgeq.model.kv_bits import KvBits
 from edgeq.model.memory_layout import DRAFT_CONTEXT
 from edgeq.model.model import Model
@@ -49,6 +50,32 @@ any."""
 TAIL, TRIAL_TAIL = 256, 64
 """How many of the last tokens a draft model reads when most of the text is not in its KV cache:
 once drafting is known to be faster, and before."""
+
+
+class Drafter(Protocol):
+    """What drafts tokens: the engine of a small model, or a multi-token-prediction head."""
+
+    context: int
+
+    @property
+    def config(self) -> ModelConfig:
+        """Hyperparameters."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens in the cache."""
+
+    def truncate(self, n: int) -> None:
+        """Keep the first ``n`` tokens."""
+
+    def forward(self, tokens: Any) -> Logits:
+        """Append tokens; logits [V] of what follows the last."""
+
+    def greedy(self, token: int, n: int) -> list[int]:
+        """Append ``token``, then the likeliest one ``n`` times; those are returned."""
+
+    def close(self) -> None:
+        """Release threads and memory."""
 
 
 class Draft:
@@ -81,6 +108,8 @@ class Draft:
         True
     """
 
+    kind = "the draft model"  # what messages call it
+
     def __init__(self, engine: Engine, target: Model, tokens: int | None = None) -> None:
         if tokens is not None and (type(tokens) is not int or not 1 <= tokens <= MOST):
             raise UsageError(
@@ -95,7 +124,8 @@ class Draft:
                 f"of {SHORTEST} or more"
             )
         check_same_tokens(engine.model, target)
-        self.engine, self.tokens = engine, tokens
+        self.engine: Drafter = engine
+        self.tokens = tokens
         self.payoff = Payoff()
         self._start = 0  # position in the text of the first token in the engine's KV cache
 
@@ -207,7 +237,7 @@ class TextDraft:
         engine = self._draft.engine
         started = time.perf_counter()
         missing = self._draft.missing(self._text)
-        if max(missing) >= engine.config.vocab:
+        if not missing or max(missing) >= engine.config.vocab:
             return []  # the vocabularies are padded to different lengths; this token is padding
         try:
             if len(missing) > 2:
@@ -216,7 +246,7 @@ class TextDraft:
             self.read_s = time.perf_counter() - started
             guesses = self._guesses(missing, n, copy.deepcopy(constraint), ends)
         except (FormatError, UnsupportedError) as err:
-            raise type(err)(f"the draft model: {err}") from err
+            raise type(err)(f"{self._draft.kind}: {err}") from err
         self.draft_s = time.perf_counter() - started - self.read_s
         padding = (i for i, token in enumerate(guesses) if token >= self._sampler.vocab)
         return guesses[: next(padding, n)]

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from edgeq.core.cpu import available_cores
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError, check_type, unknown
-from edgeq.model.block import K_NORM, K_PROJ, V_PROJ, tensor_name
 from edgeq.model.config import ModelConfig
 from edgeq.model.kv_bits import KvBits, checked_kv_bits, overflow_message
 from edgeq.model.memory_layout import MAX_SEQUENCES, center_span
@@ -30,6 +29,7 @@ from edgeq.runtime.running_answers import RunningAnswers
 from edgeq.runtime.sampling import NOT_FINITE
 
 if TYPE_CHECKING:  # it names fields of the compiled kernels, which the NumPy backend does without
+    from edgeq.runtime.mtp import MtpDraft
     from edgeq.runtime.step_times import StepTimes
 
 BACKENDS = ("numba", "numpy")
@@ -156,6 +156,7 @@ class Engine:
             i for i, block in enumerate(model.config.blocks) if block.window and not block.delta
         ]
         self._fingerprint: str | None = None
+        self._mtp: MtpDraft | None = None
         self._closed = False
         self.running_answers = RunningAnswers()
 
@@ -187,6 +188,15 @@ class Engine:
     def n_past(self) -> int:
         """How many tokens the sequence has."""
         return len(self._tokens)
+
+    @property
+    def mtp(self) -> MtpDraft | None:
+        """Drafts of the model's own multi-token-prediction head; None if it has none that fits."""
+        if self._mtp is None and self.config.mtp is not None and not self._closed:
+            from edgeq.runtime.mtp import own_draft
+
+            self._mtp = own_draft(self, self._run)
+        return self._mtp
 
     @property
     def kv_bytes(self) -> int:
@@ -393,6 +403,8 @@ class Engine:
     def close(self) -> None:
         """Release threads and buffers; the engine runs no tokens afterwards."""
         self._closed = True
+        if self._mtp is not None:
+            self._mtp.close()
         self._run.close()
 
     def __enter__(self) -> Engine:
@@ -434,16 +446,9 @@ class Engine:
                 if part.dtype.kind != "f" or np.isfinite(part).all():
                     continue
                 # NaN, and infinities from infinite weights, are faults of the model
-                if not np.isnan(part).any() and self._is_sound(layer):
+                if not np.isnan(part).any() and state.is_sound(self.model, layer):
                     raise UnsupportedError(overflow_message(layer, name, self.kv_bits))
                 return
-
-    def _is_sound(self, layer: int) -> bool:
-        """Whether all weights that a layer's keys and values come from are finite."""
-        block = self.config.blocks[layer]
-        parts = (block.attention_norm, K_PROJ, V_PROJ, K_NORM if block.qk_norm else None)
-        tensors = (self.model.tensors[tensor_name(layer, part)] for part in parts if part)
-        return all(bool(np.isfinite(tensor.numpy()).all()) for tensor in tensors)
 
     def _catch_up(self) -> None:
         """Run tokens again that are no longer in the backend's cache; see `truncate`.

@@ -140,6 +140,7 @@ def generate(
     constraint: Constraint | None = None,
     shown: Sequence[int] = (),
     draft: Draft | None = None,
+    mtp: bool = True,
 ) -> Generator[Chunk, None, None]:
     """Continue a text or a conversation, token by token.
 
@@ -168,6 +169,9 @@ def generate(
         shown: special tokens that are written out in the text.
         draft: a small model that drafts tokens, which are checked in one pass. The tokens are the
             same as without, with every setting.
+        mtp: draft with the model's own multi-token-prediction head, if it has one and neither
+            ``lookup`` nor ``draft`` is given. The tokens are the same as without, with every
+            setting.
 
     Returns:
         A generator of chunks. Arguments are checked at once, not at the first chunk.
@@ -215,6 +219,8 @@ def generate(
             f"{engine.context}; shorten the prompt, or use a larger context (this model supports "
             f"up to {engine.config.context})"
         )
+    if mtp and draft is None and not lookup:
+        draft = engine.mtp
     ends = all_end_ids(engine, tokenizer).union(end_ids, further_ends)
     return _Generation(
         engine,

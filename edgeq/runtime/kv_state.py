@@ -40,6 +40,7 @@ from edgeq.formats.safetensors_file import (
     safetensors_header,
 )
 from edgeq.formats.tensor import FloatTensor, QuantTensor
+from edgeq.model.block import K_NORM, K_PROJ, V_PROJ, tensor_name
 from edgeq.model.config import ModelConfig
 from edgeq.model.memory_layout import center_span, input_width, state_shape
 from edgeq.model.model import Model
@@ -72,6 +73,14 @@ def state_parts(
     if config.blocks[layer].kv_from is not None:
         return {}
     return layer_parts(config, layer, kv_bits, positions)
+
+
+def is_sound(model: Model, layer: int) -> bool:
+    """Whether all weights that a layer's keys and values come from are finite."""
+    block = model.config.blocks[layer]
+    parts = (block.attention_norm, K_PROJ, V_PROJ, K_NORM if block.qk_norm else None)
+    tensors = (model.tensors[tensor_name(layer, part)] for part in parts if part)
+    return all(bool(np.isfinite(tensor.numpy()).all()) for tensor in tensors)
 
 
 def layer_span(config: ModelConfig, layer: int, kv_bits: int) -> int:

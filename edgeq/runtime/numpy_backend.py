@@ -20,8 +20,6 @@ most 32 * 127 * 255.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -34,8 +32,9 @@ from edgeq.formats.tensor import QuantTensor, Tensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.formulas import Array, attend_blocks, dense, softcap
 from edgeq.model.kv_bits import KvBits
-from edgeq.model.memory_layout import CHUNK, center_span
+from edgeq.model.memory_layout import CHUNK, KEPT_STATES, center_span
 from edgeq.model.model import Model
+from edgeq.model.mtp import PREFIX, mtp_model
 from edgeq.model.reference import Reference
 from edgeq.model.reference_cache import KV
 from edgeq.runtime.activations import (
@@ -46,6 +45,7 @@ from edgeq.runtime.activations import (
     quantize_twice,
     quantize_values,
 )
+from edgeq.runtime.kept_states import cut_states, kept_states
 from edgeq.runtime.kv_state import Parts, paired, positions_in, unpaired
 
 KEEP_WEIGHTS = 1 << 24
@@ -76,32 +76,64 @@ class NumpyBackend:
             self.scratch_bytes = sum(
                 4 * t.shape[0] * t.scheme.padded_k(t.shape[1])
                 for name, t in model.tensors.items()
-                if isinstance(t, QuantTensor) and name not in c.tables
+                if isinstance(t, QuantTensor)
+                and name not in c.tables
+                and not name.startswith(PREFIX)
             )
         self._product = PackedLinear(keep=keep)
-        self._reference = Reference(model, linear=self._product, context=context)
+        self._model, self._context = model, context
+        self._reference = _KeepsNorm(model, linear=self._product, context=context)
         self._cache: KV = (
             KV(c, np.float16, context) if kv_bits == 16 else IntegerKV(c, context, kv_bits)
         )
         self.kv_bytes, self._kv_bits = self._cache.nbytes, kv_bits
         self._config = c
         self._starts = [0] * c.layers
+        self._kept = np.zeros((KEPT_STATES if c.mtp else 0, c.hidden), np.float32)
+        self.kv_bytes += self._kept.nbytes
+        self._states = range(0)
         self._finite = True
 
     def forward(self, tokens: NDArray[np.int64], position: int, outputs: int) -> Array:
         """Run tokens at ``position``; logits [outputs, V] of the last ``outputs`` of them."""
+        return self._run(tokens, position, outputs, None)
+
+    def _run(
+        self, tokens: NDArray[np.int64], position: int, outputs: int, states: Array | None
+    ) -> Array:
         self._cache.truncate(position)
         # the engine notices an overflowing cache and damaged weights by the logits
         with np.errstate(over="ignore", invalid="ignore"):
-            if outputs == 1:
-                return self._reference.forward(tokens, self._cache, all_logits=False)[None]
-            return self._reference.forward(tokens, self._cache)[len(tokens) - outputs :]
+            whole = outputs != 1
+            logits = self._reference.forward(tokens, self._cache, whole, states)
+        if self._kept.size:
+            self._states = kept_states(self._states, position, len(tokens))
+            where = np.arange(position, position + len(tokens))[-KEPT_STATES:]
+            self._kept[where % KEPT_STATES] = self._reference.final_norm[-KEPT_STATES:]
+        return logits[len(tokens) - outputs :] if whole else logits[None]
+
+    def states(self) -> range:
+        """The positions whose states are kept."""
+        return self._states
+
+    def state_rows(self, start: int, stop: int) -> Array:
+        """The final norms of positions ``start:stop``, [T, hidden]."""
+        return self._kept[np.arange(start, stop) % KEPT_STATES]
+
+    def mtp(self, context: int, kv_bits: KvBits) -> tuple[NumpyBackend, ModelConfig]:
+        """The model's multi-token-prediction head, and its hyperparameters."""
+        head = mtp_model(self._model)
+        return NumpyBackend(head, context, kv_bits), head.config
+
+    def ahead(self, tokens: NDArray[np.int64], position: int, states: Array) -> tuple[Array, Array]:
+        """Run a head on tokens and states; logits [V] and state [hidden] of the last."""
+        logits = self._run(tokens, position, 1, states)
+        return logits[0], self._reference.final_norm[-1]
 
     def hidden(self, tokens: NDArray[np.int64], position: int) -> Array:
         """Run tokens at ``position``; the final norm of each, [T, hidden]."""
-        with self._product.watched() as inputs:
-            self.forward(tokens, position, len(tokens))
-        return inputs[-1]
+        self.forward(tokens, position, len(tokens))
+        return self._reference.final_norm
 
     def greedy(self, token: int, position: int, steps: int) -> list[int]:
         """``steps`` greedy tokens after ``token``; the last one is not in the cache."""
@@ -120,6 +152,7 @@ class NumpyBackend:
     def truncate(self, position: int) -> None:
         """Forget everything at and past ``position``."""
         self._cache.truncate(position)
+        self._states = cut_states(self._states, position)
         if position == 0:
             self._starts = [0] * len(self._starts)
 
@@ -174,6 +207,17 @@ class NumpyBackend:
         """Nothing to release but memory, which goes with the object."""
 
 
+class _KeepsNorm(Reference):
+    """The reference, which keeps the final norm of each token of its last pass."""
+
+    final_norm = np.empty((0, 0), np.float32)
+
+    def _result(self, name: str, value: Array) -> Array:
+        if name == "final_norm":
+            self.final_norm = value
+        return value
+
+
 class PackedLinear:
     """x @ weight.T by integer sums of packed weights; a `reference.Linear`.
 
@@ -184,21 +228,9 @@ class PackedLinear:
     def __init__(self, *, keep: bool) -> None:
         self._keep = keep
         self._unpacked: dict[str, Array] = {}
-        self._inputs: list[Array] | None = None
-
-    @contextmanager
-    def watched(self) -> Iterator[list[Array]]:
-        """The input of the last product in the block, in a list."""
-        self._inputs = []
-        try:
-            yield self._inputs
-        finally:
-            self._inputs = None
 
     def __call__(self, name: str, x: Array, weight: Tensor) -> Array:
         """The product, float32 [T, N]; floats are multiplied as floats."""
-        if self._inputs is not None:
-            self._inputs[:] = [x]
         if not isinstance(weight, QuantTensor):
             return dense(name, x, weight)
         n, k = weight.shape

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgeq.model.memory_layout import pass_tokens
 from edgeq.model.model import Model
+from edgeq.model.mtp import mtp_model
 from edgeq.runtime.compiled_program import CompiledProgram
 from edgeq.runtime.engine_memory import EngineMemory
 from edgeq.runtime.kernels import decoder
@@ -62,6 +63,7 @@ class SharedDecoder:
 
     Attributes:
         program: what is run.
+        config: of the model.
         arena: where weights were copied to, or None.
         scratch_bytes: of all buffers but the caches.
     """
@@ -86,6 +88,9 @@ class SharedDecoder:
         else:
             advise(model)
             model = in_place(model, self._memory.array)
+        self.config, self._model = model.config, model
+        self._mtp: SharedDecoder | None = None
+        self._making_mtp = threading.Lock()
         self.program = CompiledProgram(model, context, threads, kv_bits, self._memory, sequences)
         self.scratch_bytes = self._memory.scratch_bytes
         self._logits: NDArray[np.float32] = self.program.logits
@@ -135,6 +140,45 @@ class SharedDecoder:
                 self._call(sequence, ids, position + start, 0, self._logits, 0, None, self._threads)
                 rows[start : start + len(ids)] = self.program.normed[: len(ids)]
         return rows
+
+    def mtp(self, context: int, kv_bits: int) -> SharedDecoder:
+        """The model's multi-token-prediction head, for as many sequences; made at the first call.
+
+        It shares the weights in memory.
+        """
+        with self._making_mtp:
+            if self._mtp is None:
+                self._mtp = SharedDecoder(
+                    mtp_model(self._model), context, self._threads, kv_bits, True,
+                    len(self.program.caches),
+                )  # fmt: skip
+            return self._mtp
+
+    def ahead(
+        self,
+        sequence: int,
+        tokens: NDArray[np.int64],
+        position: int,
+        states: NDArray[np.float32],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Run a multi-token-prediction head on tokens of a sequence and states [T, hidden].
+
+        Returns:
+            logits [V] and state [hidden] of the last.
+        """
+        states = np.ascontiguousarray(states, np.float32)
+        with self._exclusively():
+            for start in range(0, len(tokens), self._batch):
+                ids = tokens[start : start + self._batch]
+                last = start + len(ids) == len(tokens)
+                threads = self._tuner.current if len(ids) <= SMALL else self._threads
+                self._call(
+                    sequence, ids, position + start, int(last), self._logits, 0, None, threads,
+                    states=states[start : start + len(ids)],
+                )  # fmt: skip
+            row = len(ids) - 1
+            state = self.program.normed[row, : self.config.hidden].copy()
+            return self._logits[0, : self._vocab].copy(), state
 
     def greedy(
         self, sequence: int, token: int, position: int, steps: int
@@ -281,6 +325,7 @@ class SharedDecoder:
         chosen: NDArray[np.int64] | None,
         threads: int,
         batch: list[TokenRequest] | None = None,
+        states: NDArray[np.float32] | None = None,
     ) -> None:
         """Run the compiled decoder on some threads side by side."""
         chosen = self._no_tokens if chosen is None else chosen
@@ -295,6 +340,8 @@ class SharedDecoder:
         call["caches"] = self.program.tables[sequence]
         call["tables"] = tables.ctypes.data if batch else 0
         call["positions"] = positions.ctypes.data
+        if states is not None:
+            call["states"], call["states_stride"] = states.ctypes.data, states.strides[0]
         self._pool.call(decoder(), self._call_record.ctypes.data, threads)
 
 

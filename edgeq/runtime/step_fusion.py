@@ -15,6 +15,8 @@ runs (`edgeq.runtime.kernels.program`):
     EXPERTS     routing + gate, up, activation and down of each expert + their weighted sum
     LAYER_INPUTS  norm of the projected embeddings + rows of the table of all layers
     OWN_INPUT   activation(linear) * the layer's own input + quantize
+    STATES      states of another model, which a multi-token-prediction head reads
+    SUM         the sum of two linears
     HEAD        logits, scaled and capped
 
 NORM multiplies the residual stream by the scale of a layer, where it has one.
@@ -175,6 +177,12 @@ class _Fusion:
                 self._layer_inputs(operation)
             elif operation.kind == "gated":
                 self._own_input(operation)
+            elif operation.kind == "states":
+                self._step(Step.STATES, "states", None, out="x")
+                self.rows["x"] = operation
+                self._fuse(operation)
+            elif operation.kind == "add" and all(v.kind == "linear" for v in operation.inputs):
+                self._sum(operation)
             elif operation.kind == "logits":
                 self._head(operation)
         for operation in self.operations:
@@ -212,10 +220,24 @@ class _Fusion:
             outputs = ("gate",)
         elif group[0].weight == LAYER_PROJECTION:
             outputs = ("inputs",)
+        elif len(group) == 1 and self._is_needed(self.rows.get("branch")):
+            outputs = ("q",)
         if outputs is None:
             raise _no_step(group[0], f"{len(group)} linears have the same input")
         self._step(Step.LINEARS, label, layer, x=row, out=outputs[0], linears=weights)
         self.rows.update(zip(outputs, group, strict=True))
+
+    def _is_needed(self, value: RecordedOperation | None) -> bool:
+        """Whether a step that is still to come reads a value."""
+        users = () if value is None else self._users.get(value, ())
+        return any(user.name not in self.fused for user in users)
+
+    def _sum(self, add: RecordedOperation) -> None:
+        """The sum of two linears, which becomes the residual stream."""
+        one, other = (self._row(value) for value in add.inputs)
+        self._fuse(add)
+        self._step(Step.SUM, "sum", None, x=one, out="x", branch=other)
+        self.rows["x"] = add
 
     def _head(self, logits: RecordedOperation) -> None:
         """The head, and what its result goes through: a factor, then a cap."""

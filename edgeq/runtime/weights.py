@@ -24,6 +24,7 @@ from edgeq.formats.packing import round_up
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, part_nbytes, row_blocks
 from edgeq.importers.lazy import GatheredRows
 from edgeq.model.model import Model
+from edgeq.model.mtp import mtp_linears
 
 _LINE = 64
 _PIECE = 1 << 23
@@ -137,11 +138,13 @@ def _matrices(model: Model) -> dict[int, Tensor]:
     Only a few rows of a table are ever read. One that the kernels cannot read is copied all the
     same.
     """
-    named = ((name, model.tensors[name]) for name, _ in model.config.linears())
+    config = model.config
+    names = [name for name, _ in (*config.linears(), *mtp_linears(config))]
     return {
         id(tensor): tensor
-        for name, tensor in named
-        if name not in model.config.tables or not isinstance(tensor, QuantTensor | FloatTensor)
+        for name in names
+        for tensor in [model.tensors[name]]
+        if name not in config.tables or not isinstance(tensor, QuantTensor | FloatTensor)
     }
 
 

@@ -21,6 +21,7 @@ from edgeq.importers.tokenizer.chat_templates import chat_templates
 from edgeq.model.kv_bits import KvBits
 from edgeq.model.memory_layout import draft_bytes, kv_bytes, scratch_bytes
 from edgeq.model.model import Model
+from edgeq.model.mtp import mtp_config
 from edgeq.model.rotary import default_context
 from edgeq.runtime.chat_template import render_chat
 from edgeq.runtime.constraint import GrammarVocabulary
@@ -95,7 +96,9 @@ class ServedModel:
                 raise
         self.slots = SlotPool(self.engines, settings.queue, self.drafts)
         self.cache = PrefixCache(settings.prefix_bytes)
-        self.worker = Worker(self.tokenizer, self.slots, self.cache, threads, settings.timeout_s)
+        self.worker = Worker(
+            self.tokenizer, self.slots, self.cache, threads, settings.timeout_s, settings.mtp
+        )
 
     @cached_property
     def template(self) -> str:
@@ -272,6 +275,8 @@ def _refuse_too_much(
     tokens = default_context(config) if context is None else context
     needed = parallel * kv_bytes(config, tokens, kv_bits)
     needed += scratch_bytes(config, tokens, n_threads or available_cores(), parallel)
+    if config.mtp is not None:
+        needed += draft_bytes(mtp_config(config), n_threads or available_cores(), kv_bits, parallel)
     if draft is not None:
         needed += draft_bytes(draft.config, n_threads or available_cores(), kv_bits, parallel)
     if free is not None and needed > free:

@@ -31,6 +31,7 @@ class ServerSettings:
         drain_s: seconds that running answers may take once the server shuts down.
         prefix_bytes: memory limit for the KV caches of earlier conversations; 0 keeps none.
         lookup: number of tokens to draft by prompt lookup; 0 for none.
+        mtp: draft with a model's own multi-token-prediction head where it has one.
         pooling: how hidden states become an embedding, "last", "mean" or "cls"; None uses what each
             model's files state.
         params: parameters of sampling for requests that do not set them.
@@ -56,6 +57,7 @@ class ServerSettings:
     drain_s: float = 30.0
     prefix_bytes: int = 256 << 20
     lookup: int = 0
+    mtp: bool = True
     pooling: str | None = None
     params: SamplingParams = field(default_factory=SamplingParams)
     log_prompts: bool = False

@@ -146,6 +146,7 @@ class Worker:
         cache: KV caches of earlier sequences of the model.
         threads: executor with one thread for each slot.
         timeout_s: most seconds of waiting for a slot and generating together.
+        mtp: draft with the model's own multi-token-prediction head where it has one.
     """
 
     def __init__(
@@ -155,9 +156,10 @@ class Worker:
         cache: PrefixCache,
         threads: ThreadPoolExecutor,
         timeout_s: float,
+        mtp: bool = True,
     ) -> None:
         self._tokenizer, self._slots, self._cache = tokenizer, slots, cache
-        self._threads, self._timeout_s = threads, timeout_s
+        self._threads, self._timeout_s, self._mtp = threads, timeout_s, mtp
         self._end = math.inf  # when all answers end
 
     def end_by(self, end: float) -> None:
@@ -375,7 +377,7 @@ class Worker:
             slot.engine, self._tokenizer, list(last), job.params, max_tokens=job.max_tokens,
             stop=job.stop, lookup=job.lookup, end_ids=job.end_ids, logprobs=job.logprobs,
             shown=job.shown, constraint=None if job.constraint is None else job.constraint(),
-            draft=slot.draft,
+            draft=slot.draft, mtp=self._mtp,
         )  # fmt: skip
         with closing(chunks):
             for chunk in chunks:

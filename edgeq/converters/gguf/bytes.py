@@ -39,6 +39,8 @@ _BLOCKS = {name: (weights, nbytes) for name, weights, nbytes in TENSOR_TYPES.val
 """Type -> weights and bytes of a block; a float is a block of its own."""
 BLOCK_BYTES = {name: nbytes for name, (weights, nbytes) in _BLOCKS.items() if weights > 1}
 """Type of integers -> bytes of a block."""
+BLOCK_WEIGHTS = {name: weights for name, (weights, nbytes) in _BLOCKS.items()}
+"""Type -> weights of a block."""
 
 
 @dataclass(frozen=True)

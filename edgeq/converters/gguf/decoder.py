@@ -74,6 +74,7 @@ from edgeq.formats.packing import round_up
 from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers.gguf.blocks import TYPES
+from edgeq.importers.gguf.value_heads import by_heads, file_rows, moved_columns, tiled_places
 from edgeq.importers.huggingface.tokenizer import HfTokenizer
 from edgeq.importers.lazy import half_split_order
 from edgeq.model.model import Model
@@ -213,6 +214,9 @@ def _write_tensor(model: Model, placed: Placed, file: BinaryIO) -> None:
     for name, height, heads in zip(placed.names, placed.rows, placed.heads, strict=True):
         tensor = model.tensors[name]
         n = tensor.shape[0]
+        if (rows := file_rows(model.config, name)) is not None:
+            _write_runs(model, name, placed.entry, rows, file)
+            continue
         order = np.arange(n)
         if heads:  # the inverse of what the importer does
             order = np.argsort(half_split_order(n, heads, model.config.ropes[0].dim))
@@ -228,6 +232,18 @@ def _write_tensor(model: Model, placed: Placed, file: BinaryIO) -> None:
         file.write(bytes((height - n) * (placed.entry.nbytes // placed.entry.shape[0])))
 
 
+def _write_runs(
+    model: Model, name: str, entry: TensorEntry, rows: NDArray[np.intp], file: BinaryIO
+) -> None:
+    """A tensor whose row i is row ``rows[i]`` of the file."""
+    order = np.argsort(rows)
+    ends = [*(np.flatnonzero(np.diff(order) != 1) + 1), len(order)]
+    for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+        raw = _encoded(model, name, entry, int(order[begin]), int(order[end - 1]) + 1)
+        file.write(np.ascontiguousarray(raw).data)
+    release(model.tensors[name])
+
+
 def _write_by_head(model: Model, placed: Placed, file: BinaryIO) -> None:
     """Tensors of as many rows, the first head of each, then the second of each, and so on."""
     size = placed.rows[0] // placed.by_head
@@ -239,6 +255,13 @@ def _write_by_head(model: Model, placed: Placed, file: BinaryIO) -> None:
 
 
 def _encoded(model: Model, name: str, entry: TensorEntry, a: int, b: int) -> NDArray[Any]:
+    """Rows of a tensor in the file's type, their columns in its order."""
+    raw = _in_type(model, name, entry, a, b)
+    delta = moved_columns(model.config, name)
+    return raw if delta is None else by_heads(raw, delta, np.argsort(tiled_places(delta)))
+
+
+def _in_type(model: Model, name: str, entry: TensorEntry, a: int, b: int) -> NDArray[Any]:
     """Rows of a tensor in the file's type."""
     tensor = model.tensors[name]
     if not isinstance(tensor, QuantTensor):

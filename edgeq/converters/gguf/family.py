@@ -129,14 +129,13 @@ def _check_yarn(c: ModelConfig) -> None:
 def _foreign_deltas(c: ModelConfig) -> bool:
     """Whether llama.cpp computes other gated delta nets, or in other layers.
 
-    Its keys and values have one size. Where a key head serves several value heads, its order of
-    these is another one, which edgeq does not write.
+    Its keys and values have one size.
     """
     blocks = {block for block in c.blocks if block.delta}
     if not architecture(c).delta_net:
         return bool(blocks)
     sizes = [block.delta for block in blocks if block.delta]
-    fit = all(d.key_heads == d.value_heads and d.key_dim == d.value_dim for d in sizes)
+    fit = all(d.key_dim == d.value_dim for d in sizes)
     return len(blocks) != 1 or not fit or attention_interval(c) is None
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeq._version import __version__
 from edgeq.converters.encoding import Container, encode
 from edgeq.converters.gguf.blocks import exact_type
-from edgeq.converters.gguf.bytes import Kind, TensorEntry, minimum_is_exact
+from edgeq.converters.gguf.bytes import BLOCK_WEIGHTS, Kind, TensorEntry, minimum_is_exact
 from edgeq.converters.gguf.family import (
     architecture,
     assumed_scale,
@@ -23,6 +23,7 @@ from edgeq.converters.gguf.family import (
     leading_dense,
     period,
 )
+from edgeq.converters.gguf.names import MOVED_COLUMNS
 from edgeq.converters.gguf.rope import factor_tensors, rope_in_file, rope_keys
 from edgeq.converters.options import Options
 from edgeq.converters.validate.kernels import GGML_BLOCK
@@ -31,8 +32,10 @@ from edgeq.formats.packing import round_up
 from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.importers.gguf.architecture import MULTIPLIERS, SOFTCAPS, Architecture
+from edgeq.importers.gguf.value_heads import moved_columns
 from edgeq.importers.sentence_modules import gguf_pooling_type
 from edgeq.model.block import (
+    DELTA_OUT,
     DOWN_PROJ,
     GATE_PROJ,
     Q_PROJ,
@@ -103,6 +106,8 @@ def layout(model: Model) -> list[Placed]:
         heights = [inner if _is_part(n, GATE_PROJ, UP_PROJ) else shapes[n][0] for n in names]
         k = inner if _is_part(names[0], DOWN_PROJ) else shapes[names[0]][1]
         kind = _type(model, names, k)
+        if (delta := moved_columns(c, names[0])) is not None:
+            _check_columns(names[0], kind, delta.value_dim)
         stacked = len(names) if of_any_expert(names[0])[1] else 0
         entry = TensorEntry(target, kind, (sum(heights), k), stacked)
         by_head = c.heads if arch.output_gate and len(names) > 1 else 0
@@ -139,6 +144,16 @@ def _expert_biases(model: Model, arch: Architecture) -> list[Placed]:
         entry = TensorEntry(target, "F32", (size * len(names),), stacked)
         placed.append(Placed(entry, tuple(names), (size,) * len(names), (0,) * len(names)))
     return placed
+
+
+def _check_columns(name: str, kind: str, size: int) -> None:
+    """Refuse a type whose blocks are larger than the columns of a value head, which are moved."""
+    if size % BLOCK_WEIGHTS[kind]:
+        raise UnsupportedError(
+            f"llama.cpp has the value heads of {name} in another order, and a block of {kind} "
+            f"holds {BLOCK_WEIGHTS[kind]} weights, more than the {size} of a head; use a scheme "
+            f"with groups of {GGML_BLOCK} for it (--tensor-type), or keep it floating point"
+        )
 
 
 def _is_part(name: str, *parts: str) -> bool:
@@ -285,6 +300,8 @@ def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[st
     }
     if c.experts is not None:
         general["edgeq.expert_feed_forward"] = c.experts.ffn
+    if any(moved_columns(c, tensor_name(i, DELTA_OUT)) for i in range(c.layers)):
+        general[MOVED_COLUMNS] = 1
     return general | {f"{arch.name}.{key}": value for key, value in ours.items()}
 
 

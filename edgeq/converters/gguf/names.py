@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.importers.gguf.architecture import Architecture
+from edgeq.importers.gguf.value_heads import tiled_places, value_rows
 from edgeq.importers.lazy import by_head_order
 from edgeq.model.block import (
     B_PROJ,
@@ -29,10 +30,14 @@ from edgeq.model.block import (
     UP_PROJ,
     V_PROJ,
     X_PROJ,
+    DeltaSpec,
     expert_part,
     of_any_expert,
     tensor_name,
 )
+
+MOVED_COLUMNS = "edgeq.moved_value_heads"
+"""The key that says that the columns of value heads lie in another order than in the source."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class ModelShape:
         expert_ffn, expert_padded: as ``ffn`` and ``padded``, of an expert.
         dense: layers, from the first, without experts in a model that has some.
         deltas: the layers that are gated delta nets.
+        delta: their sizes, or None.
+        moved_columns: whether the columns of their value heads were moved.
     """
 
     arch: Architecture
@@ -72,6 +79,8 @@ class ModelShape:
     expert_padded: int = 0
     dense: int = 0
     deltas: frozenset[int] = frozenset()
+    delta: DeltaSpec | None = None
+    moved_columns: bool = False
 
     def parts(self, name: str) -> Iterator[tuple[str, int, int]]:
         """edgeq's matrices in one of the file's: (name, first row, rows without padding)."""
@@ -99,6 +108,17 @@ class ModelShape:
         if not self.arch.output_gate or part not in parts:
             return None
         return by_head_order(self.heads * self.head_dim, self.heads, parts.index(part), len(parts))
+
+    def value_rows(self, our: str) -> NDArray[np.intp] | None:
+        """Where the rows of one of edgeq's tensors lie in the file's, where that is by its order of
+        value heads."""
+        return value_rows(self.delta, our.removesuffix(".weight").split(".", 3)[-1])
+
+    def moved(self, our: str) -> NDArray[np.intp] | None:
+        """Where the columns of each value head lie in the file, if they were moved."""
+        if not self.moved_columns or self.delta is None or not our.endswith(f"{DELTA_OUT}.weight"):
+            return None
+        return tiled_places(self.delta)
 
     def is_fused(self, one: str, other: str) -> bool:
         """Whether the file stores two parts of a layer, as "mlp.up_proj", in one tensor."""

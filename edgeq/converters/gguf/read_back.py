@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.gguf.names import ModelShape
+from edgeq.converters.gguf.trace import moved_back
 from edgeq.converters.runners import Past, Precision, pieces
 from edgeq.core.errors import UsageError, require
 from edgeq.importers.gguf.importer import load
@@ -76,4 +78,7 @@ class ReadBackRunner:
                 results[name] = results[name][:, :inner]
             elif step in ("q_norm", "q_rope"):
                 results[name] = results[name] / np.float32(self._shape.query_scale)
+            elif step == "mix":
+                layer = int(name.split(".")[1])
+                results[name] = cast(Array, moved_back(self._shape, layer, results[name]))
         return results

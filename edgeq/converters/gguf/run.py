@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgeq.converters.encoding import levels
 from edgeq.converters.gguf.bytes import BLOCK_BYTES, Kind, unpack_blocks
-from edgeq.converters.gguf.names import ModelShape
+from edgeq.converters.gguf.names import MOVED_COLUMNS, ModelShape
 from edgeq.converters.gguf.read_back import ReadBackRunner
 from edgeq.converters.gguf.trace import TensorRecorder, results
 from edgeq.converters.options import Options, WrittenWith
@@ -27,8 +28,10 @@ from edgeq.core.cpu import available_cores
 from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
 from edgeq.importers.gguf.blocks import quant_rows
 from edgeq.importers.gguf.file import GgufFile, open_gguf
+from edgeq.importers.gguf.value_heads import by_heads
 from edgeq.importers.huggingface.families import GGUF_FAMILIES
 from edgeq.importers.lazy import half_split_order
+from edgeq.model.block import DeltaSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.formulas import dense
 
@@ -205,6 +208,8 @@ def read_weights(path: Path) -> Iterator[StoredWeight]:
         for our, first, rows in shape.parts(name):
             whole = data[first : len(data) if rows < 0 else first + rows]
             heads, order = shape.interleaved(our), shape.by_head(our)
+            if order is None:
+                order = shape.value_rows(our)
             if order is not None:
                 whole = data[order]
             columns = shape.inner(our) if our.endswith("down_proj.weight") else entry.shape[-1]
@@ -214,7 +219,9 @@ def read_weights(path: Path) -> Iterator[StoredWeight]:
                 part = whole[a : a + step]
                 if heads:
                     part = part[half_split_order(len(whole), heads, shape.rotated)]
-                yield _stored(our, entry.type, part, columns, a)
+                stored = _stored(our, entry.type, part, columns, a)
+                places = shape.moved(our)
+                yield stored if places is None else _moved_back(stored, shape.delta, places)
         file.mapping.release()
 
 
@@ -234,6 +241,24 @@ def _stored(
     rows = quant_rows(kind, data, columns)
     values, scales, _ = levels(rows)
     return StoredWeight(name, values, scales, None, first, rows.row_minimums())
+
+
+def _moved_back(
+    stored: StoredWeight, delta: DeltaSpec | None, places: NDArray[np.intp]
+) -> StoredWeight:
+    """Rows with the columns of each value head, and their parameters, in the source's order."""
+    assert delta is not None  # for which columns are moved
+
+    def back(values: Any) -> Any:
+        return None if values is None else by_heads(values, delta, places)
+
+    return replace(
+        stored,
+        levels=back(stored.levels),
+        scales=back(stored.scales),
+        zero_points=back(stored.zero_points),
+        minimums=back(stored.minimums),
+    )
 
 
 def read_constants(path: Path) -> Iterator[StoredConstant]:
@@ -388,9 +413,22 @@ def _shape(file: GgufFile) -> ModelShape:
             dense=int(keys.get(f"{arch}.leading_dense_block_count", 0)),
             convolutions=frozenset(i for i, heads in enumerate(by_layer) if not heads),
             deltas=frozenset(_deltas(keys, arch)) if family.gguf.delta_net else frozenset(),
+            delta=_delta_sizes(keys, arch) if family.gguf.delta_net else None,
+            moved_columns=bool(keys.get(MOVED_COLUMNS, False)),
         )
     except (KeyError, TypeError, ValueError) as err:
         raise FormatError(f"the GGUF file has no {err}; was it made by edgeq?") from err
+
+
+def _delta_sizes(keys: Mapping[str, Any], arch: str) -> DeltaSpec:
+    """The sizes of the gated delta nets."""
+    size = int(keys[f"{arch}.ssm.state_size"])
+    return DeltaSpec(
+        key_heads=int(keys[f"{arch}.ssm.group_count"]),
+        value_heads=int(keys[f"{arch}.ssm.time_step_rank"]),
+        key_dim=size,
+        value_dim=size,
+    )
 
 
 def _deltas(keys: Mapping[str, Any], arch: str) -> list[int]:

@@ -9,14 +9,27 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.gguf.names import ModelShape
+from edgeq.importers.gguf.value_heads import by_heads
 from edgeq.importers.lazy import half_split_order
-from edgeq.model.block import G_PROJ, GATE_PROJ, Q_PROJ, UP_PROJ, QKNorm, tensor_name
+from edgeq.model.block import (
+    DELTA_OUT,
+    G_PROJ,
+    GATE_PROJ,
+    IN_A,
+    IN_B,
+    IN_QKV,
+    IN_Z,
+    Q_PROJ,
+    UP_PROJ,
+    QKNorm,
+    tensor_name,
+)
 
 Array = NDArray[np.float32]
 
@@ -98,8 +111,11 @@ def _copied(tensor: _Tensor) -> Array | None:
     return np.ndarray(shape, np.float32, buffer, 0, strides).copy()
 
 
-_DELTA_PARTS = {"qkv": "attn_qkv", "z": "attn_gate", "beta": "ssm_beta", "decay": "ssm_alpha"}
-"""Results of a gated delta net's products -> the file's names of their matrices."""
+_DELTA_PARTS = {
+    "qkv": (IN_QKV, "attn_qkv"), "z": (IN_Z, "attn_gate"), "beta": (IN_B, "ssm_beta"),
+    "decay": (IN_A, "ssm_alpha"),
+}  # fmt: skip
+"""Results of a gated delta net's products -> edgeq's and the file's names of their matrices."""
 
 
 def results(recorder: TensorRecorder, shape: ModelShape) -> dict[str, Array]:
@@ -116,14 +132,18 @@ def results(recorder: TensorRecorder, shape: ModelShape) -> dict[str, Array]:
                 for letter, part in zip("bcx", np.split(inputs, 3, axis=1), strict=True):
                     values[at + letter] = part
         elif i in shape.deltas:
-            for step, matrix in _DELTA_PARTS.items():
-                values[at + step] = graph.product(f"{p}{matrix}.weight")
+            for step, (ours, matrix) in _DELTA_PARTS.items():
+                values[at + step] = value = graph.product(f"{p}{matrix}.weight")
+                order = shape.value_rows(tensor_name(i, ours))
+                if value is not None and order is not None:
+                    values[at + step] = value[:, order]
             output = "ssm_out"
         else:
             _attention(graph, shape, i, values)
             output = "attn_output"
         gated = output == "attn_output" and shape.arch.output_gate
-        values[at + ("gated_mix" if gated else "mix")] = graph.into(f"{p}{output}.weight")
+        mix = graph.into(f"{p}{output}.weight")
+        values[at + ("gated_mix" if gated else "mix")] = moved_back(shape, i, mix)
         values[at + "o"] = graph.product(f"{p}{output}.weight")
         before = "ffn_norm"
         if shape.arch.norm_after:
@@ -152,6 +172,14 @@ def results(recorder: TensorRecorder, shape: ModelShape) -> dict[str, Array]:
     values["final_norm"] = graph.normed(last_norm)
     values["logits"] = graph.finished("token_embd.weight" if shape.tied else "output.weight")
     return {name: value for name, value in values.items() if value is not None}
+
+
+def moved_back(shape: ModelShape, layer: int, mix: Array | None) -> Array | None:
+    """What a mixer gives, its value heads in the source's order."""
+    places = shape.moved(tensor_name(layer, DELTA_OUT)) if layer in shape.deltas else None
+    if mix is None or places is None or shape.delta is None:
+        return mix
+    return cast(Array, by_heads(mix, shape.delta, places))
 
 
 def _stream(graph: _Graph, norm: str, linear: str) -> Array | None:

@@ -53,6 +53,7 @@ from edgeq.formats.spill import Spill
 from edgeq.importers.huggingface.tokenizer import hf_tokenizer
 from edgeq.model.formulas import dense
 from edgeq.model.model import Model
+from edgeq.model.mtp import without_mtp
 from edgeq.model.rotary import config_at
 
 _COST_ROWS = 36
@@ -121,6 +122,7 @@ def validate_decoder(
     module = target_named(target).decoder_target()
     if steps < 2:
         raise UsageError(f"steps is {steps}; decode at least 2 tokens")
+    model = without_mtp(model)
     integers, faults = compare_integers(model, partial(module.read_weights, path), progress)
     known = [fault.name for fault in faults]
     count, more = compare_constants(model, module, path, known)

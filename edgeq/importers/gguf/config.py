@@ -17,6 +17,7 @@ from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.gguf.architecture import MULTIPLIERS, SOFTCAPS, Architecture
 from edgeq.importers.gguf.keys import Keys
 from edgeq.importers.gguf.rope import TensorSource, read_rope
+from edgeq.importers.gguf.value_heads import is_tiled
 from edgeq.importers.unread import shown
 from edgeq.model.block import BlockSpec, DeltaSpec, ExpertsSpec
 from edgeq.model.config import ModelConfig
@@ -223,17 +224,17 @@ def _delta_net(keys: Keys) -> BlockSpec:
             f"{keys.path}: {keys.name('{arch}.ssm.inner_size')} is {width}; it must be "
             f"{heads} heads of {size}"
         )
-    if key_heads != heads:
-        raise UnsupportedError(
+    if heads % key_heads:
+        raise FormatError(
             f"{keys.path}: {keys.name('{arch}.ssm.group_count')} is {key_heads} and there are "
-            f"{heads} value heads, which llama.cpp keeps in another order; edgeq reads files with "
-            "as many key heads; import the Hugging Face checkpoint instead"
+            f"{heads} value heads; these must be a multiple of it"
         )
+    sizes = DeltaSpec(key_heads=key_heads, value_heads=heads, key_dim=size, value_dim=size)
     return BlockSpec(
         mixer="gated_delta_net",
         rope=None,
         window=keys.count("{arch}.ssm.conv_kernel"),
-        delta=DeltaSpec(key_heads=key_heads, value_heads=heads, key_dim=size, value_dim=size),
+        delta=replace(sizes, tiled_out=is_tiled(sizes)),
     )
 
 

@@ -28,6 +28,7 @@ from edgeq.importers.gguf.config import layers_ahead, read_config
 from edgeq.importers.gguf.file import GgufFile, open_gguf
 from edgeq.importers.gguf.keys import Keys
 from edgeq.importers.gguf.tokenizer import end_tokens, tokenizer_files
+from edgeq.importers.gguf.value_heads import file_rows
 from edgeq.importers.huggingface.families import GGUF_FAMILIES
 from edgeq.importers.lazy import GatheredRows, by_head_order, half_split, half_split_order
 from edgeq.importers.sentence_modules import pooling_of_gguf
@@ -232,6 +233,10 @@ def _tensors(config: ModelConfig, arch: Architecture, source: GgufTensors) -> di
     for name, _ in config.biases():
         if may_be_separate(name) and separate_name(name) in source:
             tensors[name] = _alone(name, separate_name(name), config, arch, source)
+    for name, tensor in tensors.items():
+        order = file_rows(config, name)
+        if order is not None and tensor.shape[0] == len(order):  # or it is refused later
+            tensors[name] = _in_order(tensor, order)
     return tensors
 
 
@@ -250,6 +255,15 @@ def _expert_biases(
             first = number * size
             tensors[name] = source.part(stored, first, first + size, len(names) * size)
     return tensors
+
+
+def _in_order(tensor: Tensor, order: NDArray[np.intp]) -> Tensor:
+    """The rows of a tensor of a gated delta net, each from its place in the file."""
+    if isinstance(tensor, GgufTensor):
+        return replace(tensor, order=order)
+    if len(tensor.shape) == 2:
+        return GatheredRows(tensor, order)
+    return FloatTensor("float32", tensor.numpy()[order])
 
 
 def _by_head(

@@ -8,7 +8,7 @@ or be known to have no part in it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +102,10 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._where
 
+    def names(self) -> Iterator[str]:
+        """The usual names of all tensors."""
+        yield from self._where
+
     def type_of(self, name: str) -> str | None:
         """The type of a tensor, or None where there is none."""
         if name not in self._where:
@@ -177,7 +181,8 @@ class Checkpoint:
         kinds: dict[str, str] = {}
         for name in self._where:
             for beginning, kind in (left_out or {}).items():
-                if name.startswith((beginning, "model." + beginning)):
+                beginnings = (beginning, "model." + beginning)
+                if name.startswith(beginnings) and name not in self._read:
                     kinds[name] = kind
         unread = [
             name

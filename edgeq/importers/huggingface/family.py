@@ -97,6 +97,7 @@ class Family:
             save the original names -> as the family names them.
         left_out: beginnings of the names of tensors that take no part in the answer to a text ->
             what they are. How many there are is said in the model's provenance.
+        mtp: checkpoints may hold a multi-token-prediction head, `edgeq.model.mtp`, under "mtp.".
         text_config: the decoder of a vision-language model lies in this key of its configuration,
             and its tensors' names begin with `prefix`.
         prefix: see `text_config`.
@@ -129,6 +130,7 @@ class Family:
     fused_by_head: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    mtp: bool = False
     text_config: str | None = None
     prefix: str = ""
     gguf: Architecture | None = None

@@ -17,6 +17,7 @@ from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.importers.huggingface.checkpoint import Checkpoint
 from edgeq.importers.huggingface.config import read_config
 from edgeq.importers.huggingface.family import Family
+from edgeq.importers.huggingface.mtp import read_mtp
 from edgeq.importers.huggingface.quantized.stored import KeptMatrix, Tensors
 from edgeq.importers.huggingface.stacked_experts import StackedPart, stacked_parts
 from edgeq.importers.lazy import GatheredRows, by_head_order, half_split, half_split_order
@@ -76,6 +77,9 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
         if name in convolutions:
             tensor = _channels_first(tensor, convolutions[name])
         tensors[name] = _half_split(tensor, name, model) if config.family.interleaved else tensor
+    if config.family.mtp and (head := read_mtp(checkpoint, model, config.family)) is not None:
+        model = replace(model, mtp=head.block)
+        tensors |= head.tensors
     left_out = checkpoint.check_all_read(model, {**config.family.left_out, **_unread_keys(model)})
     files = {} if headers_only else folder_files(folder)
     provenance: dict[str, Any] = {"source": folder.resolve().name}

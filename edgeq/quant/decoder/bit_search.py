@@ -217,6 +217,8 @@ class _Search:
         self.model, self.recipe, self.progress = model, replace(recipe, options=options), progress
         self.shapes = {name: model.tensors[name].shape for name in file_order(stored(model))}
         self.own = [rule for rule in recipe.rules if rule.pattern not in BUILT_IN]
+        if model.config.mtp is not None:  # on which no output depends
+            self.own.append(Rule(r"^mtp\..*(_proj|fc_\w+)\.weight$", recipe.default))
         self.fixed = {
             name: recipe.scheme_for(name, shape)
             for name, shape in self.shapes.items()

@@ -31,6 +31,7 @@ from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.model.artifact import ArtifactWriter
 from edgeq.model.artifact_layout import TensorLayout
 from edgeq.model.model import Model
+from edgeq.model.mtp import PREFIX, without_mtp
 from edgeq.quant.decoder.bit_search import stored
 from edgeq.quant.decoder.budget import Budget, check_limits, check_replay, make_budget
 from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
@@ -204,6 +205,7 @@ def quantize_model(
         check_layerwise(
             base.config, f"what the recipe asks for ({', '.join(sorted(recipe.needs))})"
         )
+    base = _without_changed_head(base, recipe)
     if not requantize:
         refuse_quantized(base, str(origin.path) if origin else "the model")
     if own_text is not None:
@@ -276,6 +278,20 @@ def quantize_model(
         continued_layers=finished.taken,
         peak_rss_bytes=peak_rss_bytes(),
     )
+
+
+def _without_changed_head(base: Model, recipe: Recipe) -> Model:
+    """The model without a multi-token-prediction head that its recipe does not keep sound."""
+    kind = "training" if recipe.training else "rotate" if "rotate" in recipe.transforms else None
+    if base.config.mtp is None or kind is None:
+        return base
+    count = sum(name.startswith(PREFIX) for name in base.tensors)
+    text = f"{count} tensors of the multi-token-prediction head, whose states {kind} changes"
+    left_out = [*base.provenance.get("left_out", ()), text]
+    model = without_mtp(base)
+    provenance = {**base.provenance, "left_out": left_out}
+    changed = replace(model, provenance=provenance)
+    return changed if base.origin is None else changed.opened_from(base.origin.path)
 
 
 def _key(prepared: Prepared, data: CalibrationData, digest: BackgroundDigest | None) -> str | None:

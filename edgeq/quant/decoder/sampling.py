@@ -178,7 +178,7 @@ class _Lockstep(FixedOrderReference):
         inputs = delta_inputs(spec, weights, mixed, beta, decay)
         empty = np.zeros((self._count, *state_shape(self.config, layer)), np.float32)
         self._states[layer], read = delta_step(self._states.get(layer, empty), inputs)
-        return self._result(name, delta_output(weights, read, z))
+        return self._result(name, delta_output(spec, weights, read, z))
 
     def _convolved(self, layer: int, x: Array, taps: Array) -> Array:
         """The convolution of inputs x [sequences, channels] at the current position."""

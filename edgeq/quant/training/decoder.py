@@ -8,8 +8,9 @@ weights are computed anew at every step.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
+from edgeq.core.errors import UnsupportedError
 from edgeq.model.block import (
     A_LOG,
     CHOICE_BIAS,
@@ -198,6 +199,9 @@ class _TorchBuilder:
         mixed = conv1d(inputs, kernel, padding=taps - 1, groups=channels)[..., : x.shape[1]]
         return mixed.transpose(1, 2)
 
+    def states(self, name: str) -> NoReturn:
+        raise UnsupportedError(f"no multi-token-prediction head is trained ({name})")
+
     def delta_net(self, name: str, layer: int, qkv: Any, z: Any, beta: Any, decay: Any) -> Any:
         import torch
         from torch.nn.functional import silu, softplus
@@ -229,7 +233,10 @@ class _TorchBuilder:
         out = torch.stack(read, dim=1)
         out = out * (out.square().mean(dim=-1, keepdim=True) + self._config.norm_eps).rsqrt()
         out = out * self._weights[tensor_name(layer, DELTA_NORM)]
-        return out.reshape(z.shape) * silu(z)
+        out = out * silu(z).reshape(out.shape)
+        if spec.tiled_out:
+            out = out.unflatten(2, (spec.key_heads, spec.group)).transpose(2, 3)
+        return out.reshape(z.shape)
 
     def output_gate(self, name: str, x: Any, gate: Any) -> Any:
         return x * gate.sigmoid()

@@ -177,6 +177,7 @@ DELTA = _record(
     "taps", "tap_count",  # address of float32 [tap_count, channels], the oldest tap first
     "rate", "dt_bias",  # addresses of float32 [value_heads + 16]
     "norm",  # address of float32 [value_dim]
+    "tiled_out",  # whether the output lists the first value head of every key head before others
 )  # fmt: skip
 
 
@@ -216,6 +217,10 @@ class Step(IntEnum):
     times the third."""
     OWN_INPUT = 12
     """out = activation(x) * the layer's part of branch; acts = out quantized."""
+    STATES = 13
+    """out = the rows at `CALL.states`."""
+    SUM = 14
+    """out = x + branch."""
 
 
 STEP = _record(
@@ -274,6 +279,9 @@ PROGRAM = _record(
     "work", "work_stride",  # memory of each thread
     *(f"work_{name}" for name in AttentionWork._fields),  # bytes from the begin of that
     "work_delta",  # the same of what a gated delta net needs
+    # whether final norms are kept in the `CACHE.inputs` of a record after those of the layers, the
+    # place of their rows, and the floats of a row
+    "keeps_states", "normed", "hidden",
     "ones",  # 16 float16 ones
     ("eps", "f4"), ("embed_scale", "f4"),
 )  # fmt: skip
@@ -284,6 +292,7 @@ CALL = _record(
     "greedy", "chosen",  # number of greedy tokens to compute after ids[0], and where they go
     "caches",  # of the sequence, one of each layer
     "tables", "positions",  # of a batch: the caches and the position of the sequence of each token
+    "states", "states_stride",  # rows that a multi-token-prediction head reads beside its tokens
 )  # fmt: skip
 
 TIMES_LAST, TIMES_CLOCK, TIMES_SUMS = 0, 1, 3

@@ -169,7 +169,8 @@ def _task(program, delta, cache, head, qkv, z, beta, decay, out, work, position)
                 rms_norm(read, delta.norm, read, values, program.eps)
                 copy_row(z.address + t * z.stride + number * values * _F32, value, values)
                 gate(value, read, columns, 0)
-                copy_row(value, out.address + t * out.stride + number * values * _F32, values)
+                place = g * delta.key_heads + head if delta.tiled_out else number
+                copy_row(value, out.address + t * out.stride + place * values * _F32, values)
     for t in range(max(0, qkv.length - cache.length), qkv.length):
         _keep(delta, cache, qkv, beta, decay, position, head, t)
 

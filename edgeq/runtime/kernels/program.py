@@ -19,7 +19,8 @@ A layer with a short convolution has SHORT_CONV in place of ATTENTION, and one w
 net DELTA_NET. OUTPUT_GATE may follow ATTENTION. A layer with experts has LINEARS of the router and
 EXPERTS in place of what follows the second NORM. Where layers have inputs of their own, LINEARS and
 LAYER_INPUTS make those of all layers first, and each layer ends with NORM, LINEARS, OWN_INPUT and
-LINEARS.
+LINEARS. A multi-token-prediction head has STATES and SUM between EMBED and its layer; a model that
+has one keeps the states of its last positions.
 
 With one token (decode) the cheap steps - residual, norms, quantization - are repeated by every
 thread in rows of its own, which costs less than sharing them would; with many tokens (prefill)
@@ -52,6 +53,7 @@ from edgeq.runtime.kernels.row_ops import (
     add_rows,
     argmax,
     barrier,
+    copy_row,
     embedding_row,
     multiply_row,
     next_tiles,
@@ -64,7 +66,7 @@ from edgeq.runtime.kernels.short_conv import convolve_batch, convolve_one, convo
 
 (
     _EMBED, _NORM, _QUANTIZE, _LINEARS, _GATED, _ATTENTION, _HEAD, _SHORT_CONV, _DELTA_NET,
-    _OUTPUT_GATE, _EXPERTS, _LAYER_INPUTS, _OWN_INPUT,
+    _OUTPUT_GATE, _EXPERTS, _LAYER_INPUTS, _OWN_INPUT, _STATES, _SUM,
 ) = (int(kind) for kind in Step)  # fmt: skip
 _F32 = 4
 _ONE = np.float32(1)
@@ -82,6 +84,45 @@ def _embed(scale, out, lin, ids, thread):
         return
     for t in range(thread.tid, out.length, thread.threads):
         embedding_row(lin, ids[t], out.address + t * out.stride, scale)
+
+
+@compiled
+def _load_states(call, step, out, thread):
+    """The states that the call points to."""
+    if out.length == 1:
+        copy_row(call.states, out.address, step.width)
+        return
+    for t in range(thread.tid, out.length, thread.threads):
+        copy_row(call.states + t * call.states_stride, out.address + t * out.stride, step.width)
+
+
+@compiled
+def _sum(step, x, branch, out, thread):
+    """out = x + branch: in this thread's own row (decode), or its share of them (prefill).
+
+    All threads have read x and branch before the next step writes them.
+    """
+    first = 0 if x.length == 1 else thread.tid
+    for t in range(first, x.length, thread.threads):
+        one = floats(x.address + t * x.stride, step.width)
+        other = floats(branch.address + t * branch.stride, step.width)
+        target = floats(out.address + t * out.stride, step.width)
+        for i in range(step.width):
+            target[i] = one[i] + other[i]
+    barrier(thread)
+
+
+@compiled
+def _keep_states(program, call, normed, thread, position):
+    """Keep the final norm of each token in its sequence's ring."""
+    for t in range(thread.tid, normed.length, thread.threads):
+        at, table = position + t, call.caches
+        if call.tables:
+            table = ints(call.tables, normed.length)[t]
+            at = ints(call.positions, normed.length)[t]
+        cache = _caches(table, program.layer_count + 1)[program.layer_count]
+        place = cache.inputs + at % cache.length * program.hidden * _F32
+        copy_row(normed.address + t * normed.stride, place, program.hidden)
 
 
 @compiled
@@ -273,11 +314,19 @@ def _run(program, call, thread, position, ids):
         elif kind == _OWN_INPUT:
             inputs = own_rows(rows[step.branch], thread, tokens)
             use_input(step, x, inputs, out, acts, thread)
+        elif kind == _STATES:
+            _load_states(call, step, out, thread)
+        elif kind == _SUM:
+            other = own_rows(rows[step.branch], thread, tokens)
+            _sum(step, x, other, out, thread)
         elif kind == _EMBED:
             _embed(program.embed_scale, out, linears[step.linear], ids, thread)
         else:
             _head(step, linears[step.linear], x, acts, call, thread)
         stamp(program.times, thread, number)
+    if program.keeps_states:
+        normed = own_rows(rows[program.normed], thread, tokens)
+        _keep_states(program, call, normed, thread, position)
 
 
 def decoder(call_at, tid):

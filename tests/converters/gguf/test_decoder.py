@@ -419,3 +419,43 @@ def test_writing_holds_a_piece_at_a_time(tmp_path: Path) -> None:
     taken, promised = map(int, done.stdout.split())
     assert taken < promised
     assert promised < 3 * (tmp_path / "m.gguf").stat().st_size
+
+
+SHARED_HEADS = DeltaSpec(key_heads=2, value_heads=6, key_dim=32, value_dim=32)
+"""Value heads that share key heads, which llama.cpp has in another order."""
+
+
+@runs
+@pytest.mark.parametrize("scheme", [None, "w4-g32", "w4-g32-asym", "w8-g64", "w4-channel"])
+def test_value_heads_that_share_key_heads(scheme: str | None, tmp_path: Path) -> None:
+    """llama.cpp computes the same, step by step, from a file in its own order of heads."""
+    model = tiny("qwen3_5", scheme, delta=SHARED_HEADS)
+    report = checked(model, tmp_path)
+    assert report.passed, report.explain()
+    assert report.decoder.trace_note is None
+    if scheme is None:
+        assert report.decoder.logits_max < 5e-4 * report.decoder.logits_range
+    else:
+        assert report.decoder.kl_mean < 2e-3
+    # and a file that was read is written with the same bytes in every tensor
+    got = load(tmp_path / "model.gguf")
+    again = tmp_path / "again"
+    again.mkdir()
+    second = checked(replace(got, files=model.files).packed(), again)
+    assert second.passed, second.explain()
+    one, other = open_gguf(tmp_path / "model.gguf"), open_gguf(again / "model.gguf")
+    for name, entry in one.tensors.items():
+        assert other.tensors[name].type == entry.type
+        rows = (int(np.prod(entry.shape[:-1])), entry.row_bytes)
+        first, repeated = (
+            file.mapping.array(np.uint8, rows, file.tensors[name].start) for file in (one, other)
+        )
+        if "ssm_a" not in name or "alpha" in name:  # a logarithm and an exponential, rounded
+            np.testing.assert_array_equal(first, repeated, err_msg=name)
+
+
+def test_blocks_larger_than_the_heads_that_are_moved_are_refused(tmp_path: Path) -> None:
+    config_ = config("qwen3_5", hidden=256, delta=replace(SHARED_HEADS, value_heads=8))
+    model = quantized(random_model(config_), "w2-g256")
+    with pytest.raises(UnsupportedError, match=r"out_proj\.weight in another order, and a block"):
+        gguf.check(model, Options())

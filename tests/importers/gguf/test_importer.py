@@ -27,11 +27,13 @@ from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.model.rope_spec import RopeScaling, RopeSpec
 from edgeq.model.rotary import rope_frequencies
+from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need
 from tests.families import FAMILIES, random_model, tiny_config, windows
 
 gguf = pytest.importorskip("gguf")
+quantize = gguf.quants.quantize
 
 TYPE_NAMES = tuple(name for name, _, _ in TENSOR_TYPES.values())
 INTERLEAVED = (
@@ -93,10 +95,30 @@ def joined(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return out
 
 
-def recurrent(arrays: dict[str, NDArray[Any]], heads: int) -> dict[str, NDArray[Any]]:
+def tiled(name: str, values: NDArray[Any], spec: DeltaSpec) -> NDArray[Any]:
+    """The value heads of a tensor in the order of llama.cpp's converter: the first of every key
+    head, then the second of every one, and so on."""
+    part = name.split(".", 3)[-1].removeprefix("linear_attn.").removesuffix(".weight")
+    if part == "out_proj":
+        grid = values.reshape(-1, spec.key_heads, spec.group, spec.value_dim)
+        return grid.swapaxes(1, 2).reshape(values.shape)
+    if part in ("in_proj_qkv", "conv1d"):
+        keys, rest = np.split(values, [2 * spec.key_heads * spec.key_dim])
+        grid = rest.reshape(spec.key_heads, spec.group, -1)
+        return np.concatenate([keys, grid.swapaxes(0, 1).reshape(rest.shape)])
+    if part in ("in_proj_z", "in_proj_b", "in_proj_a", "A_log", "dt_bias"):
+        grid = values.reshape(spec.key_heads, spec.group, -1)
+        return grid.swapaxes(0, 1).reshape(values.shape)
+    return values
+
+
+def recurrent(
+    arrays: dict[str, NDArray[Any]], heads: int, spec: DeltaSpec
+) -> dict[str, NDArray[Any]]:
     """Qwen 3.5's tensors in the shapes of its checkpoints, as llama.cpp's converter leaves them."""
     out = {}
-    for name, values in arrays.items():
+    for name, stored in arrays.items():
+        values = tiled(name, stored, spec)
         if name.endswith("self_attn.q_proj.weight"):
             gate = arrays[name.replace("q_proj", "g_proj")]
             both = [part.reshape(heads, -1, part.shape[1]) for part in (values, gate)]
@@ -147,8 +169,12 @@ def write(
     change: Callable[[dict[str, Any]], None] | None = None,
     extra: dict[str, NDArray[Any]] | None = None,
     tokenizer: dict[str, Any] | None = None,
+    kinds: dict[str, str] | None = None,
 ) -> None:
-    """A GGUF file of a model, as llama.cpp's converter would write it."""
+    """A GGUF file of a model, as llama.cpp's converter would write it.
+
+    ``kinds`` says the types of parts of layers; blocks of 256 are random ones.
+    """
     c = model.config
     arch = ARCHITECTURE.get(c.family, c.family)
     rope = next((block.rope for block in c.blocks if block.rope and not block.window), c.ropes[0])
@@ -202,7 +228,8 @@ def write(
     if arch in ("lfm2", "lfm2moe"):
         arrays = joined(arrays)
     if arch == "qwen35":
-        arrays = recurrent(arrays, c.heads)
+        assert delta is not None
+        arrays = recurrent(arrays, c.heads, delta)
     # of granitemoehybrid the converter splits what is fused before it names the parts
     stored_name = str if arch == "granite" else FAMILY_ROWS[c.family].stored_name
     arrays = {stored_name(name): values for name, values in arrays.items()}
@@ -233,7 +260,13 @@ def write(
     for key, value in (keys | (tokenizer or {})).items():
         add(writer, key, value)
     for name, values in (renamed | (extra or {})).items():
-        writer.add_tensor(name, np.ascontiguousarray(values))
+        kind = (kinds or {}).get(name.split(".")[-2])
+        if kind is None:
+            writer.add_tensor(name, np.ascontiguousarray(values))
+            continue
+        number, blocks = gguf.GGMLQuantizationType[kind], kind.endswith("K")
+        raw = random_blocks(kind, *values.shape, 0.01) if blocks else quantize(values, number)
+        writer.add_tensor(name, raw, raw_dtype=number)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -679,7 +712,7 @@ def test_layers_that_guess_ahead_are_left_out(tmp_path: Path) -> None:
     ("keys", "error", "words"),
     [
         ({"qwen35.ssm.inner_size": 31}, FormatError, r"inner_size is 31; it must be 4 heads of 8"),
-        ({"qwen35.ssm.group_count": 2}, UnsupportedError, "group_count is 2 and there are 4 value"),
+        ({"qwen35.ssm.group_count": 3}, FormatError, "group_count is 3 and there are 4"),
         ({"qwen35.full_attention_interval": 2}, FormatError, r"tensor blk\.1\.attn_q.* is missing"),
         (
             {"qwen35.nextn_predict_layers": 1},
@@ -703,3 +736,38 @@ def test_gated_delta_nets_that_do_not_fit(
     write(path, model_of("qwen3_5"), lambda found: found.update(keys))
     with pytest.raises(error, match=words):
         load(path)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_K"])
+def test_value_heads_that_share_key_heads_are_put_in_order(tmp_path: Path, kind: str) -> None:
+    """Files list the first value head of every key head, then the second of every one.
+
+    The columns of blocks of 256 weights cannot be moved where a head has fewer; they stay where
+    they are, and the mixer's output is listed in their order.
+    """
+    spec = DeltaSpec(key_heads=2, value_heads=6, key_dim=128, value_dim=128)
+    model = random_model(tiny_config("qwen3_5", hidden=256, delta=spec, context=64))
+    path, at = tmp_path / "model.gguf", "model.layers.0.linear_attn."
+    write(path, model, kinds=dict.fromkeys(("ssm_out", "attn_qkv", "attn_gate"), kind))
+    got = load(path)
+    assert got.config.blocks[0].delta == replace(spec, tiled_out=True)
+    parts = ["in_proj_b.weight", "in_proj_a.weight", "conv1d.weight", "A_log", "dt_bias"]
+    if kind != "Q4_K":  # whose blocks are not the model's
+        parts += ["in_proj_qkv.weight", "in_proj_z.weight"]
+        assert Reference(got).forward([1, 2]).shape == (2, model.config.vocab)
+    for part in parts:
+        want, tensor = model.tensors[at + part].numpy(), got.tensors[at + part].numpy()
+        np.testing.assert_allclose(tensor, want, atol=6e-3 * np.abs(want).max(), err_msg=part)
+    raw = importer.GgufTensors(path, open_gguf(path))["blk.0.attn_gate.weight"].numpy()
+    grid = raw.reshape(spec.group, spec.key_heads, spec.value_dim, -1).swapaxes(0, 1)
+    moved = got.tensors[f"{at}in_proj_z.weight"].numpy()
+    np.testing.assert_array_equal(bits(moved), bits(grid.reshape(raw.shape)))
+    tokens = [int(token) for token in np.arange(20) % model.config.vocab]
+    logits = Reference(got).forward(tokens)
+    if kind == "F32":
+        want = Reference(model).forward(tokens)
+        np.testing.assert_allclose(logits, want, atol=2e-5 * np.abs(want).max())
+    with Engine(got, context=64, threads=2, kv_bits=16) as engine:
+        compiled = engine.forward(tokens, all_logits=True)
+    close = 2e-3 if kind in ("F32", "F16") else 5e-2  # activations are rounded beside integers
+    assert np.abs(compiled - logits).max() < close * np.ptp(logits)

@@ -3,8 +3,8 @@
 Gated delta nets in three layers of four, attention with an output gate in the others; norm weights
 with an offset of one, norms on each head of q and k, and heads of which a quarter rotates. A text
 has one position a token, so that the three axes of the published rotary settings agree. The
-published multi-token-prediction head guesses tokens ahead and takes no part in an answer;
-Transformers leaves it out too.
+published multi-token-prediction head guesses tokens ahead and takes no part in an answer
+(`edgeq.model.mtp`); Transformers leaves it out.
 
 Source: configuration_qwen3_5.py and modeling_qwen3_5.py of Transformers 5.24; llama.cpp's
 src/models/qwen35.cpp.
@@ -132,6 +132,7 @@ FAMILY = Family(
     biases="attention_bias",
     norm_offset=1.0,
     fused_by_head={"self_attn.q_proj": ("self_attn.q_proj", "self_attn.g_proj")},
+    mtp=True,
     left_out={
         "mtp.": "multi-token-prediction head, which only guesses tokens ahead",
         "visual.": "vision part",
