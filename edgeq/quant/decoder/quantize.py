@@ -201,7 +201,9 @@ def quantize_model(
     origin = base.origin
     base.validate()
     if recipe.needs - {"training"}:
-        check_layerwise(base.config, f"what the recipe asks for ({', '.join(sorted(recipe.needs))})")
+        check_layerwise(
+            base.config, f"what the recipe asks for ({', '.join(sorted(recipe.needs))})"
+        )
     if not requantize:
         refuse_quantized(base, str(origin.path) if origin else "the model")
     if own_text is not None:
@@ -300,7 +302,7 @@ def _card(base: Model, card: HeldOut, max_ram: int | None) -> HeldOut | str:
     if reads := beside_stream(base.config):
         return (
             f"it is measured layer by layer, which edgeq does not do for such a model: {reads}; "
-            "edgeq eval MODEL --base FLOAT compares the two"
+            "`edgeq perplexity MODEL -f TEXT --kl-base FLOAT` compares the two"
         )
     return _card_that_fits(base, card, max_ram)
 

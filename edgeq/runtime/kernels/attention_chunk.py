@@ -295,7 +295,6 @@ def _cap(layer, row, rest, centers, tiles):
     return layer.softcap + 2 * _F32
 
 
-
 @compiled
 def finish(total, out, dim):
     """out = output / sum."""

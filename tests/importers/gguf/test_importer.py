@@ -29,7 +29,7 @@ from edgeq.model.rope_spec import RopeScaling, RopeSpec
 from edgeq.model.rotary import rope_frequencies
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need
-from tests.families import FAMILIES, random_model, tiny_config, windows
+from tests.families import CALIBRATED, random_model, tiny_config, windows
 
 gguf = pytest.importorskip("gguf")
 
@@ -289,7 +289,7 @@ def model_of(family: str) -> Model:
     return random_model(tiny_config(family, **over))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CALIBRATED)
 def test_architectures_give_the_same_logits(tmp_path: Path, family: str) -> None:
     model = model_of(family)
     path = tmp_path / "model.gguf"

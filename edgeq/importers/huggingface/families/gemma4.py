@@ -136,9 +136,7 @@ def _source(values: Values, own: Sequence[int | None], layer: int, window: int |
     )
 
 
-def _head_dims(
-    values: Values, shape: Shape, windows: Sequence[int | None]
-) -> dict[bool, int]:
+def _head_dims(values: Values, shape: Shape, windows: Sequence[int | None]) -> dict[bool, int]:
     """Values of a head of layers that see everything (False), and of those with a window (True).
 
     Published files say ``global_head_dim``; Transformers 5.24 writes ``per_layer_config``, which
@@ -184,6 +182,12 @@ def _head_dims(
 def _read_rope(values: Values, shape: Shape, windowed: bool, head_dim: int) -> RopeSpec:
     """The rotary embedding of one kind of layer."""
     kind = LAYER_KINDS[windowed]
+    if values.get("rope_scaling") is not None:
+        raise UnsupportedError(
+            f"{values.path}: rope_scaling is {shown(values.get('rope_scaling'))}, which the gemma4 "
+            "models of Transformers do not follow; remove it, or say in rope_parameters how each "
+            "kind of layer rotates"
+        )
     nested = read_settings(values, "rope_parameters") or _ROPES
     for name in nested:
         if name not in LAYER_KINDS:
@@ -219,9 +223,7 @@ def _turning(values: Values, settings: Mapping[str, Any]) -> float:
     """The share of the pairs that turn."""
     share = values.check_number("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0))
     if share > 1:
-        raise FormatError(
-            f"{values.path}: partial_rotary_factor is {share}; it must be at most 1"
-        )
+        raise FormatError(f"{values.path}: partial_rotary_factor is {share}; it must be at most 1")
     return share
 
 
