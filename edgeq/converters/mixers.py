@@ -181,9 +181,9 @@ def check_uniform(config: ModelConfig, runtime: str) -> None:
             "model with edgeq's own engine"
         )
     for field, what in _OWN.items():
-        layers = [
-            i for i, block in enumerate(config.blocks) if getattr(block, field) not in (None, False)
-        ]
+        values = [getattr(block, field) for block in config.blocks]
+        # a layer number of 0 equals false and is none
+        layers = [i for i, value in enumerate(values) if value is not None and value is not False]
         if layers:
             raise UnsupportedError(
                 f"{len(layers)} of {config.layers} layers of the model, layer {layers[0]} the "

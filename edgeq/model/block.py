@@ -369,7 +369,7 @@ class BlockSpec:
                 f"that {'it' if self.mixer == 'short_conv' else 'its convolution'} sees"
             )
         for name in ("rope", "qk_norm", "output_gate", "sinks", "head_dim", "v_norm", "kv_from"):
-            if getattr(self, name) not in (None, False):
+            if getattr(self, name) is not None and getattr(self, name) is not False:
                 raise FormatError(
                     f"model config: {name} is {getattr(self, name)!r}; a {kind} has "
                     "none, so it must be absent"

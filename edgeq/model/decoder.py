@@ -325,11 +325,11 @@ def attention_mix(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
     q = b.heads(at + "q_heads", q, config.heads)
     k = b.heads(at + "k_heads", k, config.kv_heads)
     v = b.heads(at + "v_heads", v, config.kv_heads)
-    if block.v_norm:
-        v = b.plain_norm(at + "v_norm", v)
     if block.qk_norm == "head" and not block.qk_norm_last:
         q = b.norm(at + "q_norm", q, tensor_name(i, Q_NORM))
         k = b.norm(at + "k_norm", k, tensor_name(i, K_NORM))
+    if block.v_norm:
+        v = b.plain_norm(at + "v_norm", v)
     if block.rope is not None:
         q = b.rope(at + "q_rope", q, block.rope)
         k = b.rope(at + "k_rope", k, block.rope.for_keys)

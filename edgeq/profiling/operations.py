@@ -16,6 +16,7 @@ import numpy as np
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.model.block import ROUTER, tensor_name
+from edgeq.model.config import LAYER_PROJECTION, LAYER_TABLE
 from edgeq.model.memory_layout import BATCH, layer_position_bytes, state_bytes
 from edgeq.model.recording import GroupKind, linear_groups
 from edgeq.profiling.candidates import EngineCandidate
@@ -202,6 +203,9 @@ def _phase(
         "embed": (passes, tensors["model.embed_tokens.weight"].nbytes // c.vocab * units),
         "head": (passes if decode else 1, tensors[c.head_name].nbytes * (passes if decode else 1)),
     }
+    if c.layer_input:
+        read_by["layer_proj"] = (passes, tensors[LAYER_PROJECTION].nbytes * passes)
+        read_by["layer_inputs"] = (passes, tensors[LAYER_TABLE].nbytes // c.vocab * units)
     sums = [times.ns for times in step_times]
     for layer, step in sums[0]:
         ns = tuple(run[layer, step] for run in sums)
@@ -220,6 +224,8 @@ _READ_BY: dict[str, GroupKind] = {
     "o_proj": "attn_out",
     "gate_up": "mlp_in",
     "down_proj": "mlp_out",
+    "input_gate": "own_in",
+    "input_proj": "own_out",
 }
 """Steps of a layer -> the kind of group of matrices that they read."""
 

@@ -41,7 +41,7 @@ from edgeq.runtime.kernels.abi import Step
 
 _INPUT_LABELS = {
     "q": "norm_in", "b": "norm_in", "qkv": "norm_in", "gate": "norm_ffn", "logits": "final_norm",
-    "head": "final_norm", "router": "norm_ffn",
+    "head": "final_norm", "router": "norm_ffn", "input_gate": "norm_own",
 }  # fmt: skip
 """Last part of a linear's name -> label of the norm before it."""
 _STEP_LABELS = {

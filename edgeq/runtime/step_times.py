@@ -4,7 +4,9 @@ A label of a layer is one of "norm_in", "qkv", "attention", "o_proj", "norm_ffn"
 "down_proj", with "in_proj" and "short_conv" in place of "qkv" and "attention" where the layer is a
 short convolution, "in_proj" and "delta_net" where it is a gated delta net, and "output_gate" after
 "attention" where its output has a gate, and with "router" and "experts" in place of "gate_up" and
-"down_proj" where it has experts; of no layer, "embed", "final_norm", "head" and "argmax". A norm
+"down_proj" where it has experts, and with "norm_own", "input_gate", "own_input" and "input_proj" at
+its end where it has an input of its own; of no layer, "embed", "layer_proj" and "layer_inputs"
+(where layers have such inputs), "final_norm", "head" and "argmax". A norm
 adds the branch before it and quantizes its result for the next linears; "attention" rotates,
 appends to the cache and attends; "gate_up" ends with the activation; "o_proj" and "down_proj" begin
 with quantizing their input; "argmax" is there only in greedy decoding.

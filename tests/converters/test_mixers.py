@@ -13,6 +13,7 @@ from edgeq.converters.targets import TARGETS
 from edgeq.core.errors import UnsupportedError
 from edgeq.model import artifact
 from edgeq.model.block import BlockSpec, DeltaSpec, ExpertsSpec
+from edgeq.model.rope_spec import RopeSpec
 from tests.families import quantized, random_model, tiny_config
 
 HOLDING = {"gguf"}
@@ -88,6 +89,43 @@ def test_gguf_of_gpt_oss_has_sinks_and_all_biases() -> None:
     plain = ExpertsSpec(count=6, chosen=3, ffn=76, normalize=True)
     with pytest.raises(UnsupportedError, match="without biases of the matrices"):
         gguf.check(random_model(tiny_config("gpt_oss", experts=plain)), Options())
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_layers_of_gemma_4_are_refused_by_what_they_have(name: str, tmp_path: Path) -> None:
+    """First the inputs of layers, then every field that a graph has no room for."""
+    config = tiny_config("gemma4")
+    model = quantized(random_model(config), "w4-g32")
+    artifact.save(model, tmp_path / "model.edgeq")
+    out = tmp_path / f"out{TARGETS[name].output}"
+    with pytest.raises(UnsupportedError, match=r"has an input of 20 values of its own \(layer_inp"):
+        edgeq.convert(tmp_path / "model.edgeq", name, out)
+    assert not out.exists()
+    first, whole = config.blocks[0], config.blocks[2]
+    plain = replace(first, v_norm=False, layer_scale=False)
+    for blocks, words in (
+        ((plain, replace(plain, kv_from=0)), "1 of 2 layers .* layer 1 the first, read the keys"),
+        ((replace(plain, v_norm=True), plain), r"norm the values of attention \(v_norm\)"),
+        ((replace(plain, head_dim=14), plain), "a head_dim of their own"),
+        ((plain, replace(plain, ffn=80)), r"a width of their own \(ffn\)"),
+        ((replace(plain, layer_scale=True), plain), r"by a number \(layer_scale\)"),
+        ((replace(plain, rope=RopeSpec(1e4, 12, still=2)),), r"keep still \(rope.still\)"),
+    ):
+        one = random_model(tiny_config("llama", blocks=blocks))
+        with pytest.raises(UnsupportedError, match=words):
+            TARGETS[name].decoder_target().check(one, Options())
+    assert whole.rope is not None
+    assert whole.rope.still
+
+
+def test_gguf_refuses_what_it_does_not_hold() -> None:
+    gguf = TARGETS["gguf"].decoder_target()
+    with pytest.raises(UnsupportedError, match=r"writes GGUF files of .*; the model is gemma4"):
+        gguf.check(random_model(tiny_config("gemma4")), Options())
+    shared = tiny_config("gemma4").blocks
+    blocks = tuple(replace(b, norm_after=False, qk_norm=None) for b in shared)
+    with pytest.raises(UnsupportedError, match="read the keys and values of another layer"):
+        gguf.check(random_model(tiny_config("llama", blocks=blocks)), Options())
 
 
 def test_gguf_holds_gated_delta_nets_of_as_many_key_heads_in_regular_places() -> None:

@@ -49,7 +49,7 @@ from edgeq.quant import Recipe
 from edgeq.runtime.engine import Engine
 from tests.chat_models import chat_copy
 from tests.conftest import clear_settings
-from tests.families import FAMILIES, quantized, random_model, tiny_config, with_blocks
+from tests.families import FAMILIES, SHARING, quantized, random_model, tiny_config, with_blocks
 from tests.paths import ROOT
 
 DEMO = ROOT / "edgeq" / "demo_model"
@@ -94,7 +94,10 @@ def test_what_is_planned_is_what_the_engine_takes(family: str, kv_bits: Any) -> 
             )  # fmt: skip
             assert made.kv_bytes == engine.kv_bytes
             assert made.scratch_bytes == engine.scratch_bytes
-            assert made.weights_bytes == model.nbytes
+            assert made.weights_bytes + made.table_bytes == model.nbytes
+            table = sum(model.tensors[name].nbytes for name in config.tables)
+            assert made.table_bytes == table
+            assert bool(table) == (family in SHARING)
 
 
 @pytest.mark.parametrize("kv_bits", [4, 8, 16])

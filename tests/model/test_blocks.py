@@ -152,6 +152,35 @@ def test_blocks_check_their_values() -> None:
         replace(tiny_config("llama"), blocks=({"rope": None},))
 
 
+def test_layers_that_read_anothers_keys_check_what_they_name() -> None:
+    own = BlockSpec(rope=ROPE, qk_norm="head")
+    for wrong, words in (
+        ({"kv_from": -1}, "kv_from is -1; it must be the number of a layer"),
+        ({"kv_from": 0, "v_norm": True}, "norms neither"),
+        ({"head_dim": 0}, "head_dim of a layer is 0"),
+        ({"ffn": 1.5}, r"ffn of a layer is 1\.5"),
+        ({"v_norm": 1}, "v_norm is 1"),
+    ):
+        with pytest.raises(FormatError, match=words):
+            replace(own, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(FormatError, match=r"kv_from is 0; a short convolution has none"):
+        BlockSpec(mixer="short_conv", rope=None, window=3, kv_from=0)
+    for second, words in (
+        ({"kv_from": 1}, "layer 1 reads the keys and values of layer 1; that must be a layer befo"),
+        ({"kv_from": 0, "window": 4}, "window of layer 1 is 4, and of layer 0, .* None"),
+        ({"kv_from": 0, "head_dim": 14}, "head_dim of layer 1 is 14"),
+    ):
+        with pytest.raises(FormatError, match=words):
+            tiny_config("llama", blocks=(own, replace(own, **second)))  # type: ignore[arg-type]
+    twice = (own, replace(own, kv_from=0), replace(own, kv_from=1))
+    with pytest.raises(FormatError, match="with keys and values of its own"):
+        tiny_config("llama", blocks=twice)
+    with pytest.raises(FormatError, match="rope dim is 12; it must be at most head_dim 8"):
+        tiny_config("llama", blocks=(replace(own, head_dim=8),))
+    with pytest.raises(FormatError, match="6 pairs of a rope keep still; of 6"):
+        RopeSpec(10000.0, 12, still=6)
+
+
 def test_norms_follow_from_the_blocks() -> None:
     def parts(**fields: Any) -> dict[str, int]:
         config = tiny_config("llama", layers=1, **fields)

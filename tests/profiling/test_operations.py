@@ -119,6 +119,22 @@ def test_steps_of_a_short_convolution() -> None:
     assert (1, "attention") in rows
 
 
+def test_steps_of_layers_with_inputs_of_their_own() -> None:
+    """Of a table one row is read for each token, and nothing by a layer without a cache."""
+    model = quantized(random_model(tiny_config("gemma4")), "w4-g32")
+    with Engine(model, context=40, threads=1) as engine:
+        told = engine_operations(EngineCandidate(engine, model, "tiny"), Workload(7, 5, repeats=3))
+    rows = {(r.layer, r.op): r for r in phase(told, "decode").rows}
+    table = model.tensors["model.embed_tokens_per_layer.weight"].nbytes
+    assert rows[None, "layer_inputs"].nbytes == table // model.config.vocab * 5
+    gate = model.tensors["model.layers.3.per_layer_input_gate.weight"].nbytes
+    assert rows[3, "input_gate"].nbytes == 5 * gate
+    assert rows[3, "attention"].nbytes == 0
+    assert (
+        rows[3, "qkv"].nbytes == 5 * model.tensors["model.layers.3.self_attn.q_proj.weight"].nbytes
+    )
+
+
 def test_numpy_is_not_timed_inside(model: Model) -> None:
     with Engine(model, context=16, threads=1, backend="numpy") as engine:
         with pytest.raises(UnsupportedError, match="use the backend 'numba'"), engine.timed_steps():

@@ -37,6 +37,15 @@ DELTA_NET = [
 GATED_ATTENTION = [*LAYER[:3], ("OUTPUT_GATE", "output_gate"), *LAYER[3:]]
 
 
+OWN_INPUT = [
+    ("NORM", "norm_own"), ("LINEARS", "input_gate"), ("OWN_INPUT", "own_input"),
+    ("LINEARS", "input_proj"),
+]  # fmt: skip
+ALL_INPUTS = [
+    ("QUANTIZE", "layer_proj"), ("LINEARS", "layer_proj"), ("LAYER_INPUTS", "layer_inputs"),
+]  # fmt: skip
+
+
 def expected_steps(block: BlockSpec) -> list[tuple[str, str]]:
     attention = GATED_ATTENTION if block.output_gate else LAYER
     kinds = {"attention": attention, "short_conv": CONVOLUTION, "gated_delta_net": DELTA_NET}
@@ -54,10 +63,13 @@ def test_every_family_takes_few_steps_a_layer(family: str) -> None:
     layers = {i: expected_steps(block) for i, block in enumerate(config.blocks)}
     if not config.blocks[0].norm_before:  # the embedding is quantized as it is
         layers[0] = [("QUANTIZE", "norm_in"), *LAYER[1:]]
+    own = OWN_INPUT if config.layer_input else []
     steps = fuse(record(config))
     for layer in range(config.layers):
-        assert names(steps, layer) == layers[layer]
-    assert names(steps, None) == [("EMBED", "embed"), ("NORM", "final_norm"), ("HEAD", "head")]
+        assert names(steps, layer) == [*layers[layer], *own]
+    inputs = ALL_INPUTS if config.layer_input else []
+    outer = [("EMBED", "embed"), *inputs, ("NORM", "final_norm"), ("HEAD", "head")]
+    assert names(steps, None) == outer
     linears = [name for step in steps for name in step.linears]
     expected = Counter(name for name, _ in config.linears())
     assert Counter(linears) == expected + Counter([config.head_name] if config.tied else [])

@@ -318,7 +318,7 @@ def _card(base: Model, card: HeldOut, max_ram: int | None) -> HeldOut | str:
     if reads := beside_stream(base.config):
         return (
             f"it is measured layer by layer, which edgeq does not do for such a model: {reads}; "
-            "edgeq eval MODEL --base FLOAT compares the two"
+            "`edgeq perplexity MODEL -f TEXT --kl-base FLOAT` compares the two"
         )
     return _card_that_fits(base, card, max_ram)
 

@@ -12,6 +12,7 @@
     attention        of a layer; `attention_chunk`: of 256 positions of the cache
     short_conv       gated short convolutions
     delta_net        gated delta nets, and the gate on the output of attention
+    layer_inputs     inputs that layers have of their own, from a table read row by row
     program          the decoder: runs a program of steps
     thread_pool      how threads get work without Python
     jit              turns all of it into object code, cached on disk (`edgeq.compiler`)

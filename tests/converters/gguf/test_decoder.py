@@ -34,7 +34,7 @@ from edgeq.model.block import DeltaSpec, ExpertsSpec
 from edgeq.model.model import Model
 from edgeq.model.rope_spec import RopeScaling
 from tests.conftest import SHARED, need
-from tests.families import FAMILIES, MIXTURES, quantized, random_model, tiny_config
+from tests.families import CALIBRATED, MIXTURES, quantized, random_model, tiny_config
 from tests.paths import DEMO, ROOT
 
 gguf = GgufDecoderTarget()
@@ -79,7 +79,7 @@ def checked(model: Model, folder: Path, **more: Any) -> ValidationReport:
 
 
 @runs
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CALIBRATED)
 def test_llama_cpp_says_the_same_64_tokens(family: str, tmp_path: Path) -> None:
     """Every step of its own graph is ours, but for activations in 8 bits."""
     report = checked(tiny(family), tmp_path, steps=63)
@@ -93,7 +93,7 @@ def test_llama_cpp_says_the_same_64_tokens(family: str, tmp_path: Path) -> None:
 
 
 @runs
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CALIBRATED)
 def test_floating_point_is_exact(family: str, tmp_path: Path) -> None:
     report = checked(tiny(family, None), tmp_path)
     assert report.passed, report.explain()

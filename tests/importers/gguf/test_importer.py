@@ -30,7 +30,7 @@ from edgeq.model.rotary import rope_frequencies
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need
-from tests.families import FAMILIES, random_model, tiny_config, windows
+from tests.families import CALIBRATED, random_model, tiny_config, windows
 
 gguf = pytest.importorskip("gguf")
 quantize = gguf.quants.quantize
@@ -324,7 +324,7 @@ def model_of(family: str) -> Model:
     return random_model(tiny_config(family, **over))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CALIBRATED)
 def test_architectures_give_the_same_logits(tmp_path: Path, family: str) -> None:
     model = model_of(family)
     path = tmp_path / "model.gguf"

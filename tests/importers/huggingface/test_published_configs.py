@@ -417,6 +417,41 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "tie_embedding": True, "transformers_version": "5.0.0.dev0", "use_cache": True,
         "use_pos_enc": True, "vocab_size": 65536,
     },
+    "gemma-4-E2B-it": {
+        "architectures": ["Gemma4ForConditionalGeneration"],
+        "audio_config": {"hidden_size": 1024, "model_type": "gemma4_audio"},
+        "audio_token_id": 258881, "boa_token_id": 256000, "boi_token_id": 255999,
+        "dtype": "bfloat16", "eoa_token_id": 258883, "eoa_token_index": 258883,
+        "eoi_token_id": 258882, "eos_token_id": [1, 106], "image_token_id": 258880,
+        "initializer_range": 0.02, "model_type": "gemma4",
+        "text_config": {
+            "attention_bias": False, "attention_dropout": 0.0, "attention_k_eq_v": False,
+            "bos_token_id": 2, "dtype": "bfloat16", "enable_moe_block": False, "eos_token_id": 1,
+            "expert_intermediate_size": None, "final_logit_softcapping": 30.0,
+            "global_head_dim": 512, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": 1536, "hidden_size_per_layer_input": 256, "initializer_range": 0.02,
+            "intermediate_size": 6144,
+            "layer_types": [*["sliding_attention"] * 4, "full_attention"] * 7,
+            "max_position_embeddings": 131072, "model_type": "gemma4_text",
+            "num_attention_heads": 8, "num_experts": None, "num_global_key_value_heads": None,
+            "num_hidden_layers": 35, "num_key_value_heads": 1, "num_kv_shared_layers": 20,
+            "pad_token_id": 0, "rms_norm_eps": 1e-6,
+            "rope_parameters": {
+                "full_attention": {
+                    "partial_rotary_factor": 0.25, "rope_theta": 1000000.0,
+                    "rope_type": "proportional",
+                },
+                "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+            },
+            "sliding_window": 512, "tie_word_embeddings": True, "top_k_experts": None,
+            "use_bidirectional_attention": None, "use_cache": True, "use_double_wide_mlp": True,
+            "vocab_size": 262144, "vocab_size_per_layer_input": 262144,
+        },
+        "tie_word_embeddings": True, "transformers_version": "5.5.0.dev0",
+        "video_token_id": 258884,
+        "vision_config": {"hidden_size": 768, "model_type": "gemma4_vision"},
+        "vision_soft_tokens_per_image": 280,
+    },
     "SmolLM3-3B": {
         "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
         "bos_token_id": 128000, "eos_token_id": 128012, "hidden_act": "silu", "hidden_size": 2048,
@@ -457,7 +492,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 WINDOWS = {"gpt-oss-20b": 128,
            "Mistral-7B-v0.1": 4096, "gemma-3-270m": 512, "gemma-3-4b-it": 1024,
-           "embeddinggemma-300m": 257,
+           "embeddinggemma-300m": 257, "gemma-4-E2B-it": 512,
            "Phi-3-mini-4k-instruct": 2047, "Phi-3-mini-128k-instruct": 262144,
            "Phi-4-mini-instruct": 262144, "gemma-2-2b-it": 4096, "EXAONE-4.0-32B": 4096,
            "Olmo-3-1025-7B": 4096,
@@ -525,6 +560,31 @@ def test_published_sinks(tmp_path: Path) -> None:
     shapes = [(read.model.tokens_share(name), n * k) for name, (n, k) in read.model.linears()]
     assert sum(size for _, size in shapes) == 20_907_786_240
     assert sum(share * size for share, size in shapes) == 4_186_275_840
+
+
+@pytest.mark.parametrize(
+    ("name", "over"),
+    [
+        ("gemma4-e2b", {}),
+        (
+            "gemma4-e4b",
+            {
+                "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 42,
+                "num_key_value_heads": 2, "num_kv_shared_layers": 18, "use_double_wide_mlp": False,
+                "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 7,
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_published_layers_with_inputs_of_their_own(
+    tmp_path: Path, name: str, over: dict[str, Any]
+) -> None:
+    published = PUBLISHED["gemma-4-E2B-it"]
+    whole = published | {"text_config": published["text_config"] | over}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    config = read_config(tmp_path).model
+    assert config == replace(SHAPES[name], bos=config.bos, eos=config.eos)
+    assert (config.layer_input, config.attn_scale, config.logit_softcap) == (256, 1.0, 30.0)
 
 
 def test_published_experts(tmp_path: Path) -> None:

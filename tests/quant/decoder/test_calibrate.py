@@ -36,7 +36,7 @@ from edgeq.quant.decoder.calibrate import (
     cut_windows,
     model_sha256,
 )
-from tests.families import FAMILIES, random_model, tiny_config
+from tests.families import CALIBRATED, random_model, tiny_config
 from tests.paths import ROOT
 
 DEMO = ROOT / "edgeq" / "demo_model"
@@ -102,7 +102,7 @@ def test_windows_that_cannot_be(options: dict[str, Any], words: str) -> None:
 # Statistics
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CALIBRATED)
 def test_statistics_are_those_of_the_reference_s_inputs(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

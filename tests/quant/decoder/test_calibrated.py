@@ -33,7 +33,7 @@ from edgeq.quant.rounders.gptq import Hessian
 from edgeq.quant.rounders.rounding import METHOD_INPUTS
 from edgeq.quant.rules import STAY_FLOAT
 from edgeq.runtime.tokenizer import Tokenizer
-from tests.families import FAMILIES, random_model, scheme_of, tiny_config
+from tests.families import CALIBRATED, random_model, scheme_of, tiny_config
 from tests.paths import ROOT
 
 DEMO = ROOT / "edgeq" / "demo_model"
@@ -55,7 +55,7 @@ def same(a: QuantTensor, b: QuantTensor) -> bool:
     return np.array_equal(a.packed, b.packed) and np.array_equal(a.scales, b.scales)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CALIBRATED)
 @pytest.mark.parametrize("method", METHOD_INPUTS)
 def test_each_group_is_rounded_by_its_inputs(family: str, method: str, tmp_path: Path) -> None:
     """Every matrix as a replay of our own rounds it, with the ones before it in place."""

@@ -28,7 +28,7 @@ from edgeq.quant.decoder.quality_report import (
     card_tokens,
     measure,
 )
-from tests.families import FAMILIES, quantized, random_model, tiny_config
+from tests.families import CALIBRATED, quantized, random_model, tiny_config
 from tests.paths import DEMO
 
 
@@ -38,7 +38,7 @@ def held_out(vocab: int = 101, n: int = 90, context: int = 31, bos: int | None =
     return HeldOut("a text", cut)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CALIBRATED)
 def test_the_card_is_what_evaluation_by_the_reference_finds(family: str) -> None:
     base = random_model(tiny_config(family))
     model = quantized(base, "w4-g32")

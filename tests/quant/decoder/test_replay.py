@@ -19,7 +19,7 @@ from edgeq.quant.decoder import replayed_model as module
 from edgeq.quant.decoder.fixed_order import FixedOrderReference, fixed_order_dense
 from edgeq.quant.decoder.replay import Replay, ReplayState
 from edgeq.quant.decoder.static import dynamic_linear
-from tests.families import FAMILIES, quantized, random_model, tiny_config
+from tests.families import CALIBRATED, quantized, random_model, tiny_config
 
 SIZES = (17, 1, 40)
 """Tokens of the windows; longer and shorter than the families' sliding windows."""
@@ -64,7 +64,7 @@ def noisy(w: Array, seed: int) -> Array:
     return (w + 0.05 * np.random.default_rng(seed).normal(size=w.shape)).astype(np.float32)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CALIBRATED)
 def test_inputs_and_logits_are_the_reference_s(family: str) -> None:
     model = random_model(tiny_config(family))
     inputs, logits = watched(model, windows())
@@ -83,7 +83,7 @@ def test_inputs_and_logits_are_the_reference_s(family: str) -> None:
 
 
 @pytest.mark.parametrize("keep", [module.KEEP_BYTES, 0])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CALIBRATED)
 def test_replaced_weights_are_those_of_a_model_that_holds_them(
     family: str, keep: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +153,7 @@ def test_a_quantized_model_is_replayed_too() -> None:
     assert_close(list(replay.logits()), watched(model, windows())[1])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CALIBRATED)
 def test_a_replay_computes_with_the_product_it_is_given(family: str) -> None:
     """Rounded inputs, and the unreplaced stream as it was."""
     model = random_model(tiny_config(family))

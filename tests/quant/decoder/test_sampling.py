@@ -15,7 +15,7 @@ from edgeq.formats.tensor import FloatTensor
 from edgeq.model.reference import Reference
 from edgeq.quant.decoder.sampling import LEAST_LIKELY, sample_texts
 from edgeq.quant.kernels.parallel import thread_limit
-from tests.families import FAMILIES, random_model, tiny_config
+from tests.families import CALIBRATED, random_model, tiny_config
 from tests.paths import ROOT
 
 BEGINNINGS = ((1,), (5, 9, 3), (1, 7), (2, 2, 2, 2))
@@ -27,7 +27,7 @@ for family in ("llama", "gemma3", "olmo2"):
 """
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CALIBRATED)
 def test_every_token_is_likely_after_those_before_it(family: str) -> None:
     model = random_model(tiny_config(family))
     texts = sample_texts(model, BEGINNINGS, 20)

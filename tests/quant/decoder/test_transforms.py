@@ -18,7 +18,7 @@ from edgeq.quant.decoder.transforms import TRANSFORMS
 from edgeq.quant.decoder.transforms.rotate import orthogonal
 from edgeq.quant.rounders.gptq import Hessian, weighted_error
 from edgeq.quant.rounders.rounding import quantize_tensor
-from tests.families import FAMILIES, random_model, tiny_config
+from tests.families import CALIBRATED, random_model, tiny_config
 
 
 def text(vocab: int = 101) -> CalibrationText:
@@ -46,7 +46,7 @@ def logits(model: Model) -> np.ndarray:
     return Reference(model).forward(text().windows[0])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CALIBRATED)
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS if name != "rotate"])
 def test_float_logits_are_unchanged(family: str, name: str) -> None:
     model = with_outliers(random_model(tiny_config(family)))

@@ -182,6 +182,12 @@ def _head_dims(values: Values, shape: Shape, windows: Sequence[int | None]) -> d
 def _read_rope(values: Values, shape: Shape, windowed: bool, head_dim: int) -> RopeSpec:
     """The rotary embedding of one kind of layer."""
     kind = LAYER_KINDS[windowed]
+    if values.get("rope_scaling") is not None:
+        raise UnsupportedError(
+            f"{values.path}: rope_scaling is {shown(values.get('rope_scaling'))}, which the gemma4 "
+            "models of Transformers do not follow; remove it, or say in rope_parameters how each "
+            "kind of layer rotates"
+        )
     nested = read_settings(values, "rope_parameters") or _ROPES
     for name in nested:
         if name not in LAYER_KINDS:
