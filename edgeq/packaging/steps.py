@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from edgeq.packaging import ios, labels, templates
+from edgeq.packaging import android, ios, labels, templates
 from edgeq.packaging.manifest import Manifest
 from edgeq.packaging.pictures import picture_holes
 
@@ -18,6 +18,13 @@ _TEXT = (
     '"prompt": "Once upon a time"',
     "The model has no chat template: it continues texts, and does not hold conversations.",
 )
+_FED_CHAT = """\
+   messages = '[{"role": "user", "content": "Hello"}]'
+   prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+   generator.append_tokens(tokenizer.encode(prompt))"""
+_FED_TEXT = """\
+   generator.append_tokens([{start}*tokenizer.encode("Once upon a time")])"""
+"""How onnxruntime-genai is fed in Python: by the chat template, or with the ids before a text."""
 _LENGTH = 200
 """Most tokens that the example in a README generates."""
 _PICTURE = {
@@ -65,6 +72,7 @@ def steps(made: Manifest) -> str:
     kind = "graph" if made.kind == "graph" else "model"
     variant = made.variants[0]
     path, asked, page = _CHAT if made.model.get("chat") else _TEXT
+    start = "".join(f"{token}, " for token in made.model.get("start_tokens", ()))
     feeds = [
         f'       {python(end["name"])}: numpy.zeros({end["shape"]}, "{end["dtype"]}"),'
         for end in made.model.get("inputs", ())
@@ -79,10 +87,11 @@ def steps(made: Manifest) -> str:
         asked=asked,
         page=page,
         feeds="\n".join(feeds),
-        start="".join(f"{token}, " for token in made.model.get("start_tokens", ())),
+        fed=_FED_CHAT if made.model.get("chat") else _FED_TEXT.format(start=start),
         length=min(_LENGTH, variant.context or _LENGTH),
         preprocess=_preprocess(made),
         module=ios.module_name(made.name),
+        **(android.readme_holes(made) if made.platform == "android" else {}),
     ).rstrip()
 
 
