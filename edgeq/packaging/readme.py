@@ -10,7 +10,7 @@ from typing import Any
 from edgeq.core.markdown import inline_code, table
 from edgeq.core.units import human_bytes, human_count
 from edgeq.packaging import steps, templates
-from edgeq.packaging.estimates import UNCERTAINTY
+from edgeq.packaging.estimates import uncertainty
 from edgeq.packaging.manifest import Manifest, ModelVariant
 from edgeq.packaging.platforms import platform_named
 from edgeq.packaging.runners import ENGINE
@@ -261,7 +261,7 @@ def _speed(made: Manifest) -> list[str]:
         "form", "device", "generated tokens per second", "prompt tokens per second",
         "fits in memory",
     ]  # fmt: skip
-    return ["## Expected speed", UNCERTAINTY, table(head, rows, "llrrl")]
+    return ["## Expected speed", uncertainty(made.platform), table(head, rows, "llrrl")]
 
 
 def _number(value: float | None) -> str:

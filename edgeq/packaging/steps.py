@@ -25,6 +25,7 @@ _FED_CHAT = """\
 _FED_TEXT = """\
    generator.append_tokens([{start}*tokenizer.encode("Once upon a time")])"""
 """How onnxruntime-genai is fed in Python: by the chat template, or with the ids before a text."""
+_RENDERED = ", among them conversations as the chat template renders them (`rendered`)"
 _LENGTH = 200
 """Most tokens that the example in a README generates."""
 _PICTURE = {
@@ -88,6 +89,7 @@ def steps(made: Manifest) -> str:
         page=page,
         feeds="\n".join(feeds),
         fed=_FED_CHAT if made.model.get("chat") else _FED_TEXT.format(start=start),
+        rendered=_RENDERED if made.model.get("chat") else "",
         length=min(_LENGTH, variant.context or _LENGTH),
         preprocess=_preprocess(made),
         module=ios.module_name(made.name),
