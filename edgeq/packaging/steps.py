@@ -47,17 +47,21 @@ _NAMES_FILE = (
     f"`{labels.FILE}` has the names of the model's classes, one on each line, in the order "
     "of their numbers."
 )
+_OUTPUTS = (
+    "The outputs are those of the published model. What its authors do with them afterwards, such "
+    "as removing overlapping boxes, the app must do too."
+)
 
 
 def _preprocess(made: Manifest) -> str:
-    """How images become inputs, if that is recorded, and where the names of classes are."""
+    """How images become inputs, if that is recorded, the names of classes, and the outputs."""
     known = made.model.get("preprocess")
     said = _NAMES.get(made.platform, _NAMES_FILE) if made.model.get("labels") else ""
     if not known:
         return (
             "How images, sounds or texts become these values is not recorded: do it as when the "
-            f"model was trained. {said}"
-        ).rstrip()
+            f"model was trained. {said} {_OUTPUTS}"
+        ).replace("  ", " ")
     numbers = {name: ", ".join(f"{value:.6g}" for value in known[name]) for name in ("mean", "std")}
     code = _PICTURE.get(made.platform, "") if picture_holes(made) else ""
     told = (
@@ -65,7 +69,7 @@ def _preprocess(made: Manifest) -> str:
         f"{known['scale']:.6g}, the mean {numbers['mean']} subtracted, and the result divided by "
         f"{numbers['std']}: the app must do the same."
     )
-    return " ".join(part for part in (told, code, said) if part)
+    return " ".join(part for part in (told, code, said, _OUTPUTS) if part)
 
 
 def steps(made: Manifest) -> str:
