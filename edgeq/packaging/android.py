@@ -29,7 +29,13 @@ DEPENDENCIES = {
 have an AAR. Sources, November 2026: mvnrepository.com and javadoc.io (onnxruntime-android 1.27.0),
 ai.google.dev/edge/litert/android (LiteRT 2.1.0, Android 6 and later), skills.sh/android/skills
 (litertlm-android 0.18.0)."""
+GENAI = "libs/onnxruntime-genai-android.aar"
+"""The library of onnxruntime-genai in the Gradle module; whoever uses the module puts it there."""
 MIN_SDK = {"litertlm": 31, "genai": 24}
+_LEAST_SDK = 24
+"""The lowest API level of forms that are not in `MIN_SDK`."""
+EXTENSIONS = {"litertlm": ("litertlm",), "genai": ("onnx", "data")}
+"""Identifier of a form of a language model -> extensions of its large files."""
 _GRADLE: Mapping[str, Mapping[str, str]] = {
     "model": {
         "kind": "language model",
@@ -38,8 +44,8 @@ _GRADLE: Mapping[str, Mapping[str, str]] = {
         // the runtimes' libraries exist for 64-bit ARM; x86_64 is for the emulator
         ndk { abiFilters += listOf("arm64-v8a", "x86_64") }""",
         "resources": """\
-    // The model is read from files, so it must not be compressed within the APK.
-    androidResources { noCompress += listOf("litertlm", "data", "onnx", "bin") }""",
+    // In the APK of the golden tests. What an app compresses is set in the app: see README.md.
+    androidResources { noCompress += listOf("litertlm", "data", "onnx") }""",
         "libraries": """\
     implementation("org.jetbrains.kotlinx:kotlinx-coroutines-android:1.9.0")
 """,
@@ -75,7 +81,7 @@ def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> No
     firsts = {variant.form: variant for variant in reversed(made.variants)}
     forms = [variant for variant in made.variants if variant is firsts[variant.form]]
     flavors = {variant.form: FLAVORS[variant.form] for variant in forms}
-    least = max(MIN_SDK.get(form, 24) for form in flavors)
+    least = max(MIN_SDK.get(form, _LEAST_SDK) for form in flavors)
     gradle = templates.filled(
         "android/build.gradle.kts",
         **_GRADLE[kind],
@@ -138,12 +144,39 @@ def _flavor(form: str, flavor: str) -> str:
     return f'        create("{flavor}") {{ dimension = "runtime";{least}}}'
 
 
+def readme_holes(made: Manifest) -> dict[str, str]:
+    """What the README of a package says of the module's flavors; the first is recommended."""
+    forms = list(dict.fromkeys(variant.form for variant in made.variants))
+    named = " and ".join(
+        f"`{FLAVORS[form]}` (for apps with a `minSdk` of {MIN_SDK.get(form, _LEAST_SDK)} or more)"
+        for form in forms
+    )
+    choice, last = (
+        ("a flavor for each runtime", "The app chooses one:")
+        if len(forms) > 1
+        else ("one flavor", "The app names it:")
+    )
+    flavor = FLAVORS[forms[0]]
+    large = [extension for form in forms for extension in EXTENSIONS.get(form, ())]
+    genai = templates.filled("android/genai.md", name=made.name, aar=GENAI)
+    return {
+        "flavors": f"The module has {choice}, {named}. {last}",
+        "flavor": flavor,
+        "task": flavor.capitalize(),
+        "assets": _assets(made.variants[0]),
+        "extensions": ", ".join(map(kotlin, large)),
+        "genai": genai if "genai" in forms else "",
+    }
+
+
 def _dependency(form: str, flavor: str) -> str:
     lines = [f'    "{flavor}Implementation"("{DEPENDENCIES[flavor]}")']
     if form == "genai":
         lines += [
-            "    // from the releases of onnxruntime-genai; put it into android/libs",
-            f'    "{flavor}Implementation"(files("libs/onnxruntime-genai-android.aar"))',
+            "    // From the releases of onnxruntime-genai; put it into android/libs. No library",
+            "    // can be built that contains an AAR file, so the app adds it: see README.md.",
+            f'    "{flavor}CompileOnly"(files("{GENAI}"))',
+            f'    "androidTest{flavor.capitalize()}Implementation"(files("{GENAI}"))',
         ]
     return "\n".join(lines)
 

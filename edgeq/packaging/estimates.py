@@ -28,12 +28,19 @@ SERVER_BYTES = 32 << 20
 PREFIX_BYTES = 64 << 20
 """Memory limit, in bytes, that the server of a package gets for KV caches of earlier
 conversations."""
-UNCERTAINTY = (
-    "The speeds are estimates from the bandwidth of the memory. Of 16 published measurements on "
-    "Raspberry Pi boards, 15 lay within 25 % of such an estimate. The estimates for phones were "
-    "not compared with measurements, and heat slows a phone down after a minute or two. The "
-    "estimates count only the time for reading the weights, so models of a few million "
-    "parameters are slower. Measure on your own device before you promise a speed."
+_SPEEDS = (
+    "The speeds are estimates from the bandwidth of the memory. {} The estimates count only the "
+    "time for reading the weights, so models of a few million parameters are slower. Measure on "
+    "your own device before you promise a speed."
+)
+_BOARDS = (
+    "Of 16 published measurements on Raspberry Pi boards, 15 lay within 25 % of such an estimate. "
+    "A board that gets hot slows down."
+)
+_TELEPHONES = (
+    "For phones they were not compared with measurements, and heat slows a phone down after a "
+    "minute or two. Of 16 published measurements on Raspberry Pi boards, 15 lay within 25 % of an "
+    "estimate that was made in the same way."
 )
 _THREADS = 4
 
@@ -41,6 +48,11 @@ _THREADS = 4
 def contexts(limit: int) -> list[int]:
     """The context lengths to list for a form that is built for ``limit`` tokens."""
     return sorted({*(n for n in CONTEXTS if n < limit), limit})
+
+
+def uncertainty(platform: str) -> str:
+    """How far the expected speeds of a platform may be from those of a device, for the README."""
+    return _SPEEDS.format(_BOARDS if platform == "rpi" else _TELEPHONES)
 
 
 def memory(form: Form, facts: ModelFacts, nbytes: int, limit: int) -> list[dict[str, int]]:

@@ -10,9 +10,10 @@ from typing import Any
 from edgeq.core.markdown import inline_code, table
 from edgeq.core.units import human_bytes, human_count
 from edgeq.packaging import steps, templates
-from edgeq.packaging.estimates import UNCERTAINTY
+from edgeq.packaging.estimates import uncertainty
 from edgeq.packaging.manifest import Manifest, ModelVariant
 from edgeq.packaging.platforms import platform_named
+from edgeq.packaging.runners import ENGINE
 
 PARTS = {
     "README.md": "this page",
@@ -45,6 +46,15 @@ _FASTEST = 500
 work beside the weights, is not estimated."""
 _GRAPH_PARTS = {"ios": "the code in Swift, and its tests"}
 """The descriptions that differ in the package of a graph."""
+_TOOL = (
+    "This folder was made by edgeq, a tool that quantizes and converts models. You do not need "
+    "edgeq to use the folder."
+)
+_ENGINE = (
+    "This folder was made by edgeq, a tool that quantizes and converts models, and whose engine "
+    "runs this model. edgeq is in the folder, and `install.sh` installs it."
+)
+"""What edgeq is, for a reader who does not know it; `_ENGINE` where its engine runs the model."""
 
 
 def write(folder: Path, made: Manifest) -> None:
@@ -84,14 +94,17 @@ def text(folder: Path, made: Manifest) -> str:
 def _lead(made: Manifest) -> str:
     model = made.model
     if made.kind == "graph":
-        return f"A model with the {_ends(model, 'input')} and the {_ends(model, 'output')}."
-    chat = "" if model["chat"] else " It has no chat template, so it continues texts."
-    return (
-        f"A language model of the {model['family']} family with "
-        f"{human_count(model['parameters'])} parameters, a vocabulary of {model['vocabulary']} "
-        "tokens, its tokenizer, and the code to use it. It runs on the device; no text leaves it."
-        + chat
-    )
+        said = f"A model with the {_ends(model, 'input')} and the {_ends(model, 'output')}."
+    else:
+        chat = "" if model["chat"] else " It has no chat template, so it continues texts."
+        said = (
+            f"A language model of the {model['family']} family with "
+            f"{human_count(model['parameters'])} parameters, a vocabulary of "
+            f"{model['vocabulary']} tokens, its tokenizer, and the code to use it. It runs on the "
+            "device; no text leaves it." + chat
+        )
+    engine = any(variant.target == ENGINE for variant in made.variants)
+    return f"{said}\n\n{_ENGINE if engine else _TOOL}"
 
 
 def _ends(model: Mapping[str, Any], what: str) -> str:
@@ -248,7 +261,7 @@ def _speed(made: Manifest) -> list[str]:
         "form", "device", "generated tokens per second", "prompt tokens per second",
         "fits in memory",
     ]  # fmt: skip
-    return ["## Expected speed", UNCERTAINTY, table(head, rows, "llrrl")]
+    return ["## Expected speed", uncertainty(made.platform), table(head, rows, "llrrl")]
 
 
 def _number(value: float | None) -> str:

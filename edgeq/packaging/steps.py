@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from edgeq.packaging import ios, labels, templates
+from edgeq.packaging import android, ios, labels, templates
 from edgeq.packaging.manifest import Manifest
 from edgeq.packaging.pictures import picture_holes
 
@@ -18,6 +18,14 @@ _TEXT = (
     '"prompt": "Once upon a time"',
     "The model has no chat template: it continues texts, and does not hold conversations.",
 )
+_FED_CHAT = """\
+   messages = '[{"role": "user", "content": "Hello"}]'
+   prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+   generator.append_tokens(tokenizer.encode(prompt))"""
+_FED_TEXT = """\
+   generator.append_tokens([{start}*tokenizer.encode("Once upon a time")])"""
+"""How onnxruntime-genai is fed in Python: by the chat template, or with the ids before a text."""
+_RENDERED = ", among them conversations as the chat template renders them (`rendered`)"
 _LENGTH = 200
 """Most tokens that the example in a README generates."""
 _PICTURE = {
@@ -39,17 +47,21 @@ _NAMES_FILE = (
     f"`{labels.FILE}` has the names of the model's classes, one on each line, in the order "
     "of their numbers."
 )
+_OUTPUTS = (
+    "The outputs are those of the published model. What its authors do with them afterwards, such "
+    "as removing overlapping boxes, the app must do too."
+)
 
 
 def _preprocess(made: Manifest) -> str:
-    """How images become inputs, if that is recorded, and where the names of classes are."""
+    """How images become inputs, if that is recorded, the names of classes, and the outputs."""
     known = made.model.get("preprocess")
     said = _NAMES.get(made.platform, _NAMES_FILE) if made.model.get("labels") else ""
     if not known:
         return (
             "How images, sounds or texts become these values is not recorded: do it as when the "
-            f"model was trained. {said}"
-        ).rstrip()
+            f"model was trained. {said} {_OUTPUTS}"
+        ).replace("  ", " ")
     numbers = {name: ", ".join(f"{value:.6g}" for value in known[name]) for name in ("mean", "std")}
     code = _PICTURE.get(made.platform, "") if picture_holes(made) else ""
     told = (
@@ -57,7 +69,7 @@ def _preprocess(made: Manifest) -> str:
         f"{known['scale']:.6g}, the mean {numbers['mean']} subtracted, and the result divided by "
         f"{numbers['std']}: the app must do the same."
     )
-    return " ".join(part for part in (told, code, said) if part)
+    return " ".join(part for part in (told, code, said, _OUTPUTS) if part)
 
 
 def steps(made: Manifest) -> str:
@@ -65,6 +77,7 @@ def steps(made: Manifest) -> str:
     kind = "graph" if made.kind == "graph" else "model"
     variant = made.variants[0]
     path, asked, page = _CHAT if made.model.get("chat") else _TEXT
+    start = "".join(f"{token}, " for token in made.model.get("start_tokens", ()))
     feeds = [
         f'       {python(end["name"])}: numpy.zeros({end["shape"]}, "{end["dtype"]}"),'
         for end in made.model.get("inputs", ())
@@ -79,10 +92,12 @@ def steps(made: Manifest) -> str:
         asked=asked,
         page=page,
         feeds="\n".join(feeds),
-        start="".join(f"{token}, " for token in made.model.get("start_tokens", ())),
+        fed=_FED_CHAT if made.model.get("chat") else _FED_TEXT.format(start=start),
+        rendered=_RENDERED if made.model.get("chat") else "",
         length=min(_LENGTH, variant.context or _LENGTH),
         preprocess=_preprocess(made),
         module=ios.module_name(made.name),
+        **(android.readme_holes(made) if made.platform == "android" else {}),
     ).rstrip()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from edgeq.core.errors import UnsupportedError
 from edgeq.graph.ir import Info
 from edgeq.graph.onnx.save import write_onnx
-from edgeq.packaging.android import kotlin
+from edgeq.packaging.android import DEPENDENCIES, kotlin
 from edgeq.packaging.build import package
 from edgeq.packaging.glue import check
 from edgeq.packaging.ios import module_name, swift
@@ -97,6 +98,35 @@ def test_kotlin_compiles_against_stand_ins(
     files = [path for place in places for path in sources(place, ".kt")]
     assert len(files) >= 2
     compiled([*files, *sources(STUBS, ".kt")], tmp_path / "out.jar")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["model", "graph"])
+def test_the_gradle_build_file_compiles_and_names_folders_that_are_there(
+    kind: str, apps: Apps, tmp_path: Path
+) -> None:
+    """The script as the body of a function, against stubs that hold what it sets; and it is run."""
+    need_kotlin()
+    module = apps[f"android {kind}"] / "android"
+    text = (module / "build.gradle.kts").read_text("utf-8")
+    script = tmp_path / "script.kt"
+    script.write_text(f"fun script() {{\n{text}\n}}\n")
+    command = compiled([script, TESTS / "packaging/gradle_stubs/gradle.kt"], tmp_path / "out.jar")
+    done = subprocess.run([*command, "GradleKt"], capture_output=True, text=True, check=True)
+    said: dict[str, list[list[str]]] = {}
+    for line in done.stdout.splitlines():
+        what, *words = line.split(" ")
+        said.setdefault(what, []).append(words)
+    assert said["plugin"] == [["com.android.library"], ["org.jetbrains.kotlin.android"]]
+    assert said["namespace"] == [["edgeq.model", "35", "17"]]
+    flavors = {"model": {"litertlm": "31", "ort": "24"}, "graph": {"litert": "24", "ort": "24"}}
+    assert dict(said["flavor"]) == flavors[kind]
+    assert {"androidTest", *flavors[kind]} <= {source for source, _ in said["assets"]}
+    for source, folder in said["assets"]:
+        assert (module / folder).is_dir(), source
+    for flavor in flavors[kind]:
+        assert [f"{flavor}Implementation", DEPENDENCIES[flavor]] in said["dependency"]
+        assert list(sources(module / "src" / flavor, ".kt"))
 
 
 @pytest.mark.slow
