@@ -39,6 +39,27 @@ def is_harmony(template: str) -> bool:
     return CHANNEL in template and MESSAGE in template
 
 
+def begun_answer(prompt: str) -> str:
+    """What a prompt holds of the first message of the answer, before its text."""
+    _, author, begun = prompt.rpartition(f"{START}assistant")
+    head, mark, _ = begun.partition(MESSAGE)
+    return head + mark if author else ""
+
+
+def go_on(begun: str, call: bool) -> tuple[str, str]:
+    """What a prompt must go on with where the request gives the form of the answer.
+
+    Args:
+        begun: as of `begun_answer`; a message in it is ended.
+        call: whether the answer must be a call, whose grammar has all of its message.
+
+    Returns:
+        the text, and what there is of the answer with it.
+    """
+    again = f"{END}{START}assistant" if begun else ""
+    return (again, "") if call else (again + FINAL, FINAL)
+
+
 class HarmonySplitter:
     """Splits an answer into content, reasoning and tool calls.
 

@@ -11,7 +11,7 @@ from edgeq.runtime.sampling import SamplingParams
 from edgeq.serving.failures import ApiError, of_request, wrong
 from edgeq.serving.fields import Field, read, shown
 from edgeq.serving.forms import FORMS, answer_grammar, tool_choice
-from edgeq.serving.harmony import FINAL, HarmonySplitter
+from edgeq.serving.harmony import HarmonySplitter, go_on
 from edgeq.serving.messages import ROLES, checked_messages
 from edgeq.serving.parts import AnswerSplitter, Plain, Splitter
 from edgeq.serving.served import ServedModel
@@ -161,9 +161,10 @@ def chat_call(
     tools, forced = tool_choice(values["tools"], values["tool_choice"])
     grammar = answer_grammar(values, served, tools, forced)
     ids = encoded(lambda: served.encode_chat(messages, tools, extra), "messages")
-    # an answer in a form that the request gives is the text of the channel for answers
-    begun = FINAL if served.harmony and grammar is not None and not forced else ""
-    ids += served.tokenizer.encode(begun, add_bos=False) if begun else []
+    begun = served.begun_answer(ids)
+    if served.harmony and grammar is not None:
+        more, begun = go_on(begun, forced)
+        ids += served.tokenizer.encode(more, add_bos=False)
     check_prompt(ids, served.context, "messages")
     if values["top_logprobs"] is not None and not values["logprobs"]:
         raise wrong("top_logprobs", "top_logprobs needs logprobs to be true")

@@ -31,7 +31,7 @@ from edgeq.runtime.engine import Engine
 from edgeq.runtime.kv_state import fingerprint
 from edgeq.runtime.reranking import RerankPrompts
 from edgeq.runtime.tokenizer import Tokenizer
-from edgeq.serving.harmony import ENDS, HARMONY, is_harmony, with_thinking
+from edgeq.serving.harmony import ENDS, HARMONY, begun_answer, is_harmony, with_thinking
 from edgeq.serving.parts import THINK, THOUGHT
 from edgeq.serving.prefix_cache import PrefixCache
 from edgeq.serving.settings import ServerSettings
@@ -143,10 +143,14 @@ class ServedModel:
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
-        """Special tokens that end an answer, whatever the model lists."""
-        special = self.tokenizer.special_ids if self.harmony else ()
-        ends = [i for i in special if self.tokenizer.token_name(i) in ENDS]
-        return (*self.tokenizer.turn_end_ids, *sorted(ends))
+        """Special tokens that end an answer, whatever the model lists.
+
+        Of an answer in channels they are not what a template writes after a message.
+        """
+        if not self.harmony:
+            return self.tokenizer.turn_end_ids
+        special = sorted(self.tokenizer.special_ids)
+        return tuple(i for i in special if self.tokenizer.token_name(i) in ENDS)
 
     @cached_property
     def own_syntax(self) -> ToolSyntax | None:
@@ -205,8 +209,15 @@ class ServedModel:
 
     def ends_in_thought(self, prompt: list[int]) -> bool:
         """Whether a prompt ends with the marker that begins reasoning."""
+        return self._last_text(prompt, 8).rstrip().endswith(THINK)
+
+    def begun_answer(self, prompt: list[int]) -> str:
+        """What a prompt holds of an answer in channels; empty for other answers."""
+        return begun_answer(self._last_text(prompt, 64)) if self.harmony else ""
+
+    def _last_text(self, prompt: list[int], tokens: int) -> str:
         stream = self.tokenizer.stream(shown=self.shown)
-        return "".join(map(stream.push, prompt[-8:])).rstrip().endswith(THINK)
+        return "".join(map(stream.push, prompt[-tokens:]))
 
     def grammars(self) -> GrammarVocabulary:
         """The vocabulary in the form that grammars need, made at the first call.

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+import edgeq
 from edgeq.serving.harmony import FINAL, HARMONY, HarmonySplitter, is_harmony, with_thinking
 from edgeq.serving.parts import Text
 from edgeq.serving.tool_families import syntax_of
 from edgeq.serving.tools import ToolCall
+from tests.chat_models import chat_copy
+from tests.serving.plain_http import ask
 
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Hello"}]
 SIZES = [1, 2, 3, 7, 1000]
 WEATHER = ("get_current_weather", {"location": "San Francisco"})
 CALL = '{"location": "San Francisco"}'
@@ -140,3 +147,53 @@ def test_the_grammar_of_a_call_names_its_tokens() -> None:
     assert start == "start: call0"
     assert call == 'call0: <[5]> "commentary to=functions.f " <[6]> "json" <[7]> call0_json'
     assert arguments.startswith('call0_json: %json {"type": "object"')
+
+
+HARMONY_TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if tools %}{{ tools[0].function.name }}{% endif %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% if effort is defined %}<|channel|>analysis"
+    "<|message|>Once upon{% endif %}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def harmony_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[edgeq.Server]:
+    """The demo model, said to answer in channels, whose marks are ordinary text to it."""
+    folder = chat_copy(tmp_path_factory.mktemp("harmony") / "m", HARMONY_TEMPLATE)
+    settings = edgeq.ServerSettings(port=0, parallel=1)
+    with edgeq.Server([("m", folder)], settings, context=500, threads=1) as server:
+        yield server
+
+
+def test_a_server_tells_channels_apart(harmony_server: edgeq.Server) -> None:
+    asked: dict[str, Any] = {"messages": HELLO, "max_tokens": 8, "temperature": 0}
+    thinking = {**asked, "chat_template_kwargs": {"effort": "low"}}
+    reply = ask(harmony_server, CHAT, thinking).json
+    message = reply["choices"][0]["message"]
+    assert message["content"] == ""
+    assert message["reasoning_content"]
+    assert "Once upon" not in message["reasoning_content"]  # which the prompt holds
+    assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] == 8
+    plain = ask(harmony_server, CHAT, asked).json["choices"][0]["message"]
+    assert plain["content"]  # of a model that knows no channels
+    assert "reasoning_content" not in plain
+
+
+def test_forms_that_a_request_gives(harmony_server: edgeq.Server) -> None:
+    """JSON is the text of the channel for answers, and a call is a message to a function."""
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
+              "additionalProperties": False}  # fmt: skip
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    function = {"name": "look", "parameters": schema}
+    tools = [{"type": "function", "function": function}]
+    for kwargs in ({}, {"effort": "low"}):
+        asked: dict[str, Any] = {"messages": HELLO, "max_tokens": 90, "temperature": 0,
+                                 "chat_template_kwargs": kwargs}  # fmt: skip
+        message = ask(harmony_server, CHAT, {**asked, "response_format": form}).json
+        assert json.loads(message["choices"][0]["message"]["content"])["ok"] in (True, False)
+        reply = ask(harmony_server, CHAT, {**asked, "tools": tools, "tool_choice": "required"})
+        choice = reply.json["choices"][0]
+        (call,) = choice["message"]["tool_calls"]
+        assert (choice["finish_reason"], call["function"]["name"]) == ("tool_calls", "look")
+        assert json.loads(call["function"]["arguments"])["ok"] in (True, False)
