@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from edgeq.core.errors import UnsupportedError
-from edgeq.model.block import OTHER_MIXERS
+from edgeq.model.block import OTHER_MIXERS, Mixer
 from edgeq.model.config import ModelConfig
 
 
@@ -23,7 +23,7 @@ class AttentionOnly:
         """
         raise UnsupportedError(f"this target's graphs hold no multi-token prediction ({name})")
 
-    def short_conv(self, name: str, layer: int, b: Any, c: Any, x: Any, weight: str) -> NoReturn:
+    def short_conv(self, name: str, layer: int, b: Any, c: Any, x: Any, weight: str) -> Any:
         """Refuse a short convolution.
 
         Raises:
@@ -101,7 +101,7 @@ class AttentionOnly:
         self.route(name, 0, routing)
 
 
-def check_attention_only(config: ModelConfig, runtime: str) -> None:
+def check_attention_only(config: ModelConfig, runtime: str, *, but: Mixer | None = None) -> None:
     """Refuse a model with layers that mix positions otherwise than by attention without a gate or
     sinks, or that have experts, a clamped feed-forward, inputs or sizes of their own, or keys and
     values of another layer.
@@ -109,13 +109,15 @@ def check_attention_only(config: ModelConfig, runtime: str) -> None:
     Args:
         config: of the model.
         runtime: what the target is written for, for the message.
+        but: a mixer that the target's graphs hold beside attention.
 
     Raises:
         UnsupportedError: names the kind of layer, how many there are, and the first; or the
             attention sees what comes after a token.
     """
     check_causal(config, runtime)
-    others = [i for i, block in enumerate(config.blocks) if block.mixer != "attention"]
+    held = {"attention", but}
+    others = [i for i, block in enumerate(config.blocks) if block.mixer not in held]
     if others:
         raise UnsupportedError(
             f"{len(others)} of {config.layers} layers of the model, layer {others[0]} the first, "

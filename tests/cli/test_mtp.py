@@ -13,6 +13,7 @@ from edgeq.core.errors import FormatError
 from edgeq.importers import load
 from edgeq.model.model import Model
 from edgeq.model.mtp import PREFIX, mtp_config, mtp_linears, needed_mtp
+from tests.chat_models import chat_copy
 from tests.cli.conftest import Said
 from tests.cli.test_chat import command
 from tests.mtp_models import with_head
@@ -93,6 +94,20 @@ def test_serve_and_python(packed: Path) -> None:
             answer = ask(server, "/v1/completions", body).json
             assert answer["choices"][0]["text"] == "".join(one.text for one in want)
             assert (answer["timings"].get("draft_n", 0) > 0) == mtp
+
+
+def test_chat(tmp_path: Path) -> None:
+    model = with_head(load(chat_copy(tmp_path / "model")))
+    said, drafted = [], []
+    for mtp in (True, False):
+        with edgeq.chat(model, mtp=mtp, threads=1) as talk:
+            params = edgeq.SamplingParams(seed=4)
+            pieces = [chunk.text for chunk in talk.say("Tell me.", params, max_tokens=40)]
+            assert talk.last is not None
+            drafted.append(talk.last.n_drafted > 0)
+        said.append("".join(pieces))
+    assert said[0] == said[1]
+    assert drafted == [True, False]
 
 
 def test_recipes_that_change_the_states_leave_the_head_out(source: Model, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ HOLDING = {"gguf"}
 OTHERS = [name for name, target in TARGETS.items() if target.decoder and name not in HOLDING]
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [name for name in OTHERS if name not in ("ort", "tflite")])
 def test_short_convolutions_are_refused_by_name(name: str, tmp_path: Path) -> None:
     model = quantized(random_model(tiny_config("lfm2")), "w4-g32")
     words = r"2 of 3 layers of the model, layer 0 the first, are gated short convolutions"
@@ -128,14 +128,14 @@ def test_gguf_refuses_what_it_does_not_hold() -> None:
         gguf.check(random_model(tiny_config("llama", blocks=blocks)), Options())
 
 
-def test_gguf_holds_gated_delta_nets_of_as_many_key_heads_in_regular_places() -> None:
+def test_gguf_holds_gated_delta_nets_of_one_size_in_regular_places() -> None:
     gguf = TARGETS["gguf"].decoder_target()
     sizes = {"key_heads": 4, "value_heads": 4, "key_dim": 16, "value_dim": 16}
-    gguf.check(random_model(tiny_config("qwen3_5", delta=DeltaSpec(**sizes))), Options())
-    for wrong in ({"value_heads": 8}, {"key_dim": 8}):
-        model = random_model(tiny_config("qwen3_5", delta=DeltaSpec(**(sizes | wrong))))
-        with pytest.raises(UnsupportedError, match="qwen35 computes with another gated delta net"):
-            gguf.check(model, Options())
+    for right in (sizes, sizes | {"value_heads": 8}):
+        gguf.check(random_model(tiny_config("qwen3_5", delta=DeltaSpec(**right))), Options())
+    model = random_model(tiny_config("qwen3_5", delta=DeltaSpec(**(sizes | {"key_dim": 8}))))
+    with pytest.raises(UnsupportedError, match="qwen35 computes with another gated delta net"):
+        gguf.check(model, Options())
     irregular = {"delta": DeltaSpec(**sizes), "delta_layers": (False, True, True)}
     with pytest.raises(UnsupportedError, match="another gated delta net"):
         gguf.check(random_model(tiny_config("qwen3_5", **irregular)), Options())

@@ -5,6 +5,8 @@
     RMS norm            SimplifiedLayerNormalization
     rotary positions    RotaryEmbedding, on tables of our own for global and for local layers
     attention, cache    GroupQueryAttention; heads are padded with zeros to a multiple of 8
+    short convolutions  Conv by channels, on the columns that are kept of the positions before and
+                        those of the pass
 
 Scales lie in the file as they are, in float16 and only once for a row that shares one: a Cast and
 an Expand, which onnxruntime folds while it loads, make of them the float32 scale of each block
@@ -42,6 +44,8 @@ from edgeq.model.rotary import rope_tables
 
 OPSET, IR_VERSION = 21, 10
 MICROSOFT = "com.microsoft"
+PAST_CONV, PRESENT_CONV = "past_conv.", "present_conv."
+"""Before the number of a layer: what is kept of a short convolution, before a pass and after."""
 HEAD_STEP = 8
 """GroupQueryAttention wants heads of a multiple of this many dimensions."""
 
@@ -52,7 +56,9 @@ class OrtBuilder(AttentionOnly):
     The inputs are input_ids and attention_mask, both int64 and of one sequence, and for each
     layer past_key_values.{i}.key and .value [1, Hkv, past, D]; the outputs are logits and
     present.{i}.key and .value. These are the names onnxruntime-genai expects. The mask's length
-    alone is used: it says how many positions there are with the new ones.
+    alone is used: it says how many positions there are with the new ones. A short convolution has
+    past_conv.{i} and present_conv.{i} [1, hidden, taps - 1] instead, zeros before the first
+    position.
 
     Args:
         graph: what is built.
@@ -231,6 +237,24 @@ class OrtBuilder(AttentionOnly):
             out = self._reshape(cut, name, (0, 0, -1))
         return out
 
+    def short_conv(self, name: str, layer: int, b: str, c: str, x: str, weight: str) -> str:
+        """c times the causal convolution of b * x, of which the last columns are kept."""
+        g, values = self._graph, self._model.tensors[weight].numpy()
+        taps = values.shape[2]
+        product = g.node("Mul", [b, x], f"{name}.product")
+        columns = g.node("Transpose", [product], f"{name}.columns", perm=[0, 2, 1])
+        whole = columns
+        if taps > 1:
+            past = f"{PAST_CONV}{layer}"
+            whole = g.node("Concat", [past, columns], f"{name}.whole", axis=2)
+            self._slice(whole, f"{PRESENT_CONV}{layer}", 1 - taps, np.iinfo(np.int64).max, axis=2)
+        kernel = g.weight(weight, self._types.FLOAT, values.shape, [values])
+        mixed = g.node(
+            "Conv", [whole, kernel], f"{name}.mixed", group=len(values), kernel_shape=[taps]
+        )
+        rows = g.node("Transpose", [mixed], f"{name}.rows", perm=[0, 2, 1])
+        return g.node("Mul", [c, rows], name)
+
     def gated(self, name: str, gate: str, up: str) -> str:
         """activation(gate) * up."""
         g = self._graph
@@ -284,7 +308,14 @@ class OrtBuilder(AttentionOnly):
         ]
         positions = 1 if self._settings.last_only else "sequence_length"
         outputs = [value("logits", t.FLOAT, [1, positions, c.vocab])]
-        for i in range(c.layers):
+        for i, block in enumerate(c.blocks):
+            if block.mixer == "short_conv":
+                assert block.window is not None  # checked by the block
+                kept: list[str | int | None] = [1, c.hidden, block.window - 1]
+                if block.window > 1:
+                    inputs.append(value(f"{PAST_CONV}{i}", t.FLOAT, kept))
+                    outputs.append(value(f"{PRESENT_CONV}{i}", t.FLOAT, kept))
+                continue
             for part in ("key", "value"):
                 before: list[str | int | None] = [1, c.kv_heads, "past_sequence_length", head]
                 inputs.append(value(f"past_key_values.{i}.{part}", kv, before))

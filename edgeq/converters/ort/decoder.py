@@ -83,10 +83,10 @@ class OrtDecoderTarget(DecoderTarget):
 
         Raises:
             UsageError: an unknown option, or a value outside what is allowed.
-            UnsupportedError: layers without attention, or an .ort file past 2 GB.
+            UnsupportedError: layers that the graph does not hold, or an .ort file past 2 GB.
             MissingDependencyError: onnx or onnxruntime is not installed.
         """
-        check_attention_only(model.config, "onnxruntime")
+        check_attention_only(model.config, "onnxruntime", but="short_conv")
         require()
         settings(model, options)
         encodings(model)

@@ -94,7 +94,7 @@ def features(model: Model, settings: OrtSettings) -> dict[str, str]:
         blocks = -(-model.config.hidden // cast(int, encoding_of[table].group_size))
         if encoding_of[table].bits == 4 and asymmetric and blocks % 2:
             needs.append("4-bit GatherBlockQuantized with zero points, odd blocks")
-    if any(block.window for block in model.config.blocks):
+    if any(block.window for block in model.config.blocks if block.mixer == "attention"):
         needs.append("sliding windows")
     if settings.kv == "int8":
         needs.append("int8 cache")

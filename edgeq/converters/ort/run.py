@@ -87,11 +87,18 @@ class OrtRunner:
             for i in self._session.get_inputs()
             if i.name.startswith("past_key_values.")
         }
+        self._columns = {
+            i.name: i.shape for i in self._session.get_inputs() if i.name.startswith("past_conv.")
+        }
         self._n_past = 0
         self._cache: dict[str, Any] = {}
+        self._kept: dict[str, Any] = {}  # of short convolutions
         self._results = [
-            o.name for o in self._session.get_outputs() if not o.name.startswith("present.")
+            o.name
+            for o in self._session.get_outputs()
+            if not o.name.startswith(("present.", "present_conv."))
         ]
+        self.reset()
 
     def forward(self, tokens: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
         """Logits of the tokens that follow.
@@ -123,14 +130,18 @@ class OrtRunner:
         for name, value in self._cache.items():
             binding.bind_ortvalue_input(name, value)
             binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
+        kept = {name: self._new_columns(shape) for name, shape in self._columns.items()}
+        for name, value in self._kept.items():
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(name.replace("past", "present"), kept[name])
         for name in self._results:
             binding.bind_output(name)
         try:
             self._session.run_with_iobinding(binding)
         except Exception as err:
             raise EdgeqError(f"onnxruntime failed: {first_line(err)}") from err
-        self._n_past = n
-        outputs = binding.get_outputs()[len(self._cache) :]
+        self._n_past, self._kept = n, kept
+        outputs = binding.get_outputs()[len(self._cache) + len(kept) :]
         return {name: out.numpy() for name, out in zip(self._results, outputs, strict=True)}
 
     def end_profiling(self) -> Path:
@@ -145,11 +156,16 @@ class OrtRunner:
         """Empty the cache."""
         self._n_past = 0
         self._cache = {}
+        self._kept = {name: self._new_columns(shape) for name, shape in self._columns.items()}
 
     def close(self) -> None:
         """Close the session and free its cache."""
-        self.reset()
+        self._n_past, self._cache, self._kept = 0, {}, {}
         self._session = None
+
+    def _new_columns(self, shape: Sequence[int]) -> Any:
+        """What is kept of a short convolution before the first position."""
+        return self._values.ortvalue_from_numpy(np.zeros(shape, np.float32))
 
     def _make_room(self, n: int) -> None:
         have = next((v.shape()[2] for v in self._cache.values()), 0)

@@ -56,6 +56,8 @@ OUTER = ("model.embed_tokens.weight", "lm_head.weight")
 """Embedding and head."""
 BLOCK = 1 << 20
 """Weights repacked, or read back, at once."""
+_CONV_CACHE = "kv_cache_conv_"
+"""Before the number of a layer: the cache of a short convolution."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,15 @@ def cache_inputs(
 ) -> dict[str, tuple[tuple[int, ...], str]]:
     """Names, shapes and types of the cache's tensors."""
     inputs: dict[str, tuple[tuple[int, ...], str]] = {}
+    for layer, block in enumerate(config.blocks):
+        if block.mixer == "short_conv":
+            assert block.window is not None  # checked by the block
+            rows = settings.rows + block.window - 1  # zeros before the first position
+            inputs[f"{_CONV_CACHE}{layer}"] = (1, 1, rows, config.hidden), "float32"
     for kind in "kv":
-        for layer in range(config.layers):
+        for layer, block in enumerate(config.blocks):
+            if block.mixer != "attention":
+                continue
             name = f"kv_cache_{kind}_{layer}"
             inputs[name] = (1, config.kv_heads, settings.rows, config.head_dim), settings.kv
             if settings.kv == "int8":
@@ -405,6 +414,29 @@ class _LiteRTBuilder(AttentionOnly):
             weights = g.mul(weights, value_scales)
         mixed = g.reshape(g.batch_matmul(weights, values), (c.heads, n, c.head_dim))
         return g.reshape(g.transpose(mixed, (1, 0, 2)), (n, c.heads * c.head_dim), name)
+
+    def short_conv(self, name: str, layer: int, b: Value, c: Value, x: Value, weight: str) -> Value:
+        """c times the causal convolution of b * x, which the cache keeps for each position.
+
+        So that what fills up a prompt is never seen: it is overwritten as keys and values are.
+        """
+        g, n, hidden = self._g, self._n, self._config.hidden
+        kernel = self._weights.vector(weight)
+        assert kernel is not None
+        before, cache = kernel.shape[2] - 1, f"{_CONV_CACHE}{layer}"
+        product = g.reshape(g.mul(b, x), (1, 1, n, hidden))
+        start = g.add(self._start, g.constant([0, 0, before, 0])) if before else self._start
+        whole = g.update(self._inputs[cache], product, start, f"{cache}_out")
+        self._outputs[cache] = whole
+        seen = g.part(whole, self._start, (1, 1, n + before, hidden))
+        total: Value | None = None
+        for tap in range(before + 1):
+            rows = g.part(seen, g.constant([0, 0, tap, 0]), (1, 1, n, hidden))
+            values = np.ascontiguousarray(kernel[:, 0, tap])
+            one = g.mul(g.reshape(rows, (n, hidden)), g.constant(values, f"{weight}.{tap}"))
+            total = one if total is None else g.add(total, one)
+        assert total is not None  # there is a tap
+        return g.mul(c, total, name)
 
     def _cached(self, kind: str, layer: int, new: Value) -> tuple[Value, Value | None]:
         """The layer's keys or values, the new ones put in, and scales [1, Hkv, 1, rows] if any."""

@@ -4,8 +4,9 @@
     decode        tokens [1, 1], input_pos [1], cache -> cache, logits [1, 1, V]
 
 The cache, ``kv_cache_{k,v}_{i}``, goes in and comes out of each call, which is LiteRT-LM's
-convention. `Options` heeded: context, kv (float32, the default, float16 or int8), compute (int8,
-the default, or float) and prefill (16 and 128).
+convention. A short convolution has ``kv_cache_conv_{i}``, its inputs in float32. `Options` heeded:
+context, kv (float32, the default, float16 or int8), compute (int8, the default, or float) and
+prefill (16 and 128).
 
 Weights lie behind the flatbuffer, so that the file is written a block at a time and has no limit of
 2 GB; that needs a runtime that knows ``Buffer.offset`` (TensorFlow Lite 2.15 and later).
@@ -78,10 +79,11 @@ class LiteRTDecoderTarget(DecoderTarget):
         Raises:
             FormatError: the model lacks a tensor.
             MissingDependencyError: LiteRT is not installed.
-            UnsupportedError: layers without attention, or a scheme that LiteRT cannot multiply by.
+            UnsupportedError: layers that the graphs do not hold, or a scheme that LiteRT cannot
+                multiply by.
             UsageError: an option out of range.
         """
-        check_attention_only(model.config, "LiteRT")
+        check_attention_only(model.config, "LiteRT", but="short_conv")
         schema()
         model.validate()
         how = settings(model.config, options)

@@ -319,6 +319,10 @@ class SubgraphWriter:
             options="SliceOptions",
         )  # fmt: skip
 
+    def part(self, x: Value, start: Value, size: Shape) -> Value:
+        """A part of a size, from where ``start`` says."""
+        return self.op("SLICE", [x, start, self.constant(list(size))], size, options="SliceOptions")
+
     def first(self, x: Value) -> Value:
         """The first element of a vector: [1]."""
         return self.op(

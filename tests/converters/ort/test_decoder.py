@@ -20,6 +20,7 @@ from edgeq.converters.encoding import folded, levels, spread
 from edgeq.converters.ort.decoder import OrtDecoderTarget
 from edgeq.converters.ort.file import pack_rows, unpack_rows
 from edgeq.converters.ort.session import exact_form
+from edgeq.converters.validate import validate
 from edgeq.core.errors import (
     EdgeqError,
     FormatError,
@@ -34,6 +35,7 @@ from edgeq.importers.shapes import random_model as random_shape
 from edgeq.importers.shapes import shape
 from edgeq.model.artifact import load as load_artifact
 from edgeq.model.artifact import save
+from edgeq.model.block import BlockSpec
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.model.trace import TracedReference
@@ -49,6 +51,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 PROMPT = [1, 5, 9, 77, 30, 2, 8, 50, 51, 52]
+HELD = (*ATTENTION_FAMILIES, "lfm2")
 
 
 def tiny(family: str = "llama", scheme: str = "w4-g32", embed: str = "w8-channel") -> Model:
@@ -116,7 +119,7 @@ def assert_same_integers(model: Model, path: Path) -> None:
 # --- what it computes -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
+@pytest.mark.parametrize("family", HELD)
 def test_greedy_tokens_are_the_references(family: str, tmp_path: Path) -> None:
     model = tiny(family)
     out = made(model, tmp_path / "out")
@@ -241,7 +244,32 @@ def test_scales_of_an_int8_cache_from_a_given_text(tmp_path: Path) -> None:
     assert kl_divergence(log_softmax(want), log_softmax(got)).mean() < 1e-3
 
 
-@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
+@pytest.mark.parametrize("taps", [1, 2, 7])
+@pytest.mark.parametrize("kv", ["float32", "float16", "int8"])
+def test_columns_of_short_convolutions_are_kept(taps: int, kv: Any, tmp_path: Path) -> None:
+    """Between passes of any length, also shorter ones than the convolution, until a reset."""
+    config = tiny_config("lfm2", context=128)
+    convolution = BlockSpec(mixer="short_conv", rope=None, window=taps)
+    blocks = (convolution, config.blocks[1], convolution)
+    model = quantized(random_model(replace(config, blocks=blocks)), "w8-g32")
+    out = made(model, tmp_path / "out", kv=kv)
+    report = validate(out, model, "ort", threads=1)
+    assert report.passed, report.explain()
+    runner = ort.open_runner(out, threads=1)
+    whole = runner.forward(PROMPT)
+    want = Reference(model).forward(PROMPT)
+    atol = {"float32": 3e-5, "float16": 2e-2, "int8": 0.4}[kv]
+    np.testing.assert_allclose(whole, want, atol=atol)
+    for lengths in ((1, 2, 3, 4), (5, 1, 1, 3)):
+        runner.reset()
+        ends = np.cumsum(lengths)
+        pieces = [runner.forward(PROMPT[a - n : a]) for a, n in zip(ends, lengths, strict=True)]
+        close = 2e-3 if kv == "float16" else 1e-4
+        np.testing.assert_allclose(np.concatenate(pieces), whole, atol=close)
+    runner.close()
+
+
+@pytest.mark.parametrize("family", HELD)
 def test_trace_names_every_step(family: str, tmp_path: Path) -> None:
     model = tiny(family)
     out = made(model, tmp_path / "out")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from edgeq.formats.schemes import parse_scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.importers import load, shapes
 from edgeq.model import artifact
+from edgeq.model.block import BlockSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
@@ -36,6 +38,7 @@ from tests.families import ATTENTION_FAMILIES, blocks, quantized, random_model, 
 from tests.paths import DEMO
 
 tflite = LiteRTDecoderTarget()
+HELD = (*ATTENTION_FAMILIES, "lfm2")
 
 FLOAT = Options(compute="float", prefill=(4, 8))
 INT8 = Options(compute="int8", prefill=(4, 8))
@@ -82,7 +85,7 @@ def prompt_of(model: Model, n: int, seed: int = 0) -> list[int]:
 # --- what it computes -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
+@pytest.mark.parametrize("family", HELD)
 def test_float_says_what_the_oracle_says_for_64_tokens(family: str, tmp_path: Path) -> None:
     model = tiny(family)
     prompt = prompt_of(model, 20)  # 8 + 8 + 3 in a graph of 4, then the last
@@ -92,13 +95,40 @@ def test_float_says_what_the_oracle_says_for_64_tokens(family: str, tmp_path: Pa
     assert np.abs(logits - want_logits).max() < 1e-4
 
 
-@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
+@pytest.mark.parametrize("family", HELD)
 def test_rounded_activations_stay_near(family: str, tmp_path: Path) -> None:
     model = tiny(family)
     prompt = prompt_of(model, 20)
     tokens, want = greedy(model, prompt, 20)
     _, logits = spoken(converted(model, tmp_path, INT8), prompt, tokens)
     assert 0 < kl_divergence(log_softmax(want), log_softmax(logits)).mean() < 0.01
+
+
+@pytest.mark.parametrize("taps", [1, 2, 7])
+@pytest.mark.parametrize("compute", ["float", "int8"])
+def test_short_convolutions_see_past_what_fills_up_a_prompt(
+    taps: int, compute: Literal["float", "int8"], tmp_path: Path
+) -> None:
+    """Prompts of 4 and 8 tokens are filled up, and the next token does not see the filling."""
+    config = tiny_config("lfm2", context=96)
+    convolution = BlockSpec(mixer="short_conv", rope=None, window=taps)
+    layers = (convolution, config.blocks[1], convolution)
+    model = quantized(random_model(replace(config, blocks=layers)), "w8-channel")
+    options = Options(compute=compute, prefill=(4, 8))
+    report = validate(converted(model, tmp_path, options), model, "tflite", threads=1)
+    assert report.passed, report.explain()
+    runner = tflite.open_runner(tmp_path / "model.tflite", threads=1)
+    prompt = prompt_of(model, 30)
+    want = Reference(model).forward(prompt)
+    close = 1e-4 if compute == "float" else 0.5
+    for _ in range(2):
+        done = 0
+        for length in (6, 1, 2, 11, 1, 9):
+            done += length
+            row = runner.forward(np.asarray(prompt[done - length : done]))[-1]
+            assert np.abs(row - want[done - 1]).max() < close
+        runner.reset()
+    runner.close()
 
 
 def trained(name: str) -> tuple[Model, list[int]]:
