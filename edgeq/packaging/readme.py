@@ -277,6 +277,11 @@ def _check(made: Manifest) -> str:
         " If the package is signed, add `--verify-key KEY.pub` with the public key of whoever made "
         "it: then deliberate changes are found too."
     )
+    edited = (
+        " A file that you changed or added, as the steps above may ask for, counts as wrong."
+        if made.platform == "android"
+        else ""
+    )
     if made.platform == "rpi" and made.kind != "graph":
         where = "`install.sh` does this. To do it again on the Pi:"
         command = f"/opt/{made.name}/venv/bin/edgeq package --verify /opt/{made.name}/package"
@@ -287,7 +292,7 @@ def _check(made: Manifest) -> str:
     return (
         f"{where}\n\n```\n{command}\n```\n\n"
         f"It compares the SHA-256 of every file with `manifest.json`, checks the {checked}, runs "
-        "the golden tests, and names the first thing that is wrong." + signed
+        "the golden tests, and names the first thing that is wrong." + edited + signed
     )
 
 

@@ -143,9 +143,12 @@ def _scales(
 
 
 def _channels_first(levels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """A constant beside images in its own order; onnxruntime stores it with the channels last."""
+    """A constant in its own order and rank: onnxruntime gives those beside images four axes, and
+    stores them with the channels last."""
     full = (1,) * (levels.ndim - len(shape)) + shape
-    if levels.ndim != 4 or levels.shape == full or levels.shape != (*full[:1], *full[2:], full[1]):
+    if levels.shape == full:
+        return levels.reshape(shape)
+    if levels.ndim != 4 or levels.shape != (*full[:1], *full[2:], full[1]):
         return levels
     return np.moveaxis(levels, -1, 1).reshape(shape)
 

@@ -330,6 +330,29 @@ def test_an_ort_file_and_its_list_of_operators(tmp_path: Path, make: Any) -> Non
     assert "MatMulNBits" in listed or "QLinearConv" in listed
 
 
+@pytest.mark.parametrize("shape", [(1,), (8, 1, 1), (1, 8, 1, 1)])
+def test_constants_beside_images_come_back_in_their_own_rank(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """In an .ort file onnxruntime gives a factor of an image four axes, and moves its channels."""
+    plain = cnn(8)
+    levels = RNG.integers(60, 128, shape).astype(np.int8)
+    factor = QuantWeight(levels, np.array(1 / 127, np.float32), 8)
+    grid = {**plain.quants, "m": QuantParams(1 / 32, -128)}
+    w2 = plain.constants["w2"]
+    assert isinstance(w2, QuantWeight)
+    constants = {**plain.constants, "k": factor, "b2": bias(8, grid["m"], w2)}
+    conv, relu, second, *rest = plain.nodes
+    nodes = (
+        conv, relu, Node("Mul", "scale", ("k", "a"), ("m",)),
+        replace(second, inputs=("m", *second.inputs[1:])), *rest,
+    )  # fmt: skip
+    values = {**plain.values, "m": plain.values["a"]}
+    graph = replace(plain, nodes=nodes, constants=constants, quants=grid, values=values)
+    ort_lower.write(graph, tmp_path / "m.ort", {"weights": "uint8"})
+    assert packed_bits(graph, tmp_path / "m.ort")["k"] == 8
+
+
 def test_a_file_of_others_holds_no_integers_of_ours(tmp_path: Path) -> None:
     from edgeq.graph.onnx.save import write_onnx
 
