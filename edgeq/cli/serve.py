@@ -64,8 +64,8 @@ from edgeq.cli.warmup import compile_first
     help="Seconds that running answers may take after SIGTERM or Ctrl-C.",
 )
 @click.option("--cache-ram", type=click.IntRange(0, 1 << 20), default=256, metavar="MIB",
-              help="Memory for the KV caches of earlier conversations, which can then be continued "
-                   "without processing them again; 0 keeps none.")  # fmt: skip
+              help="Memory for the KV caches of earlier conversations of all models, which can "
+                   "then be continued without processing them again; 0 keeps none.")  # fmt: skip
 @click.option("--pooling", type=click.Choice(["last", "mean", "cls"]), default=None,
               show_default="what the model's files say, or last",
               help="How embeddings are computed: from the hidden state of the last token, the "

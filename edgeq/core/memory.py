@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 
 _UNLIMITED = 1 << 60
 """Limits of older control groups that are none: the largest multiple of a page."""
+LARGE_BLOCK = 4 << 20
+"""Bytes; see `return_large_blocks`. Above the logits of one token of the largest vocabularies."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt."""
 HUGE_PAGE = 1 << 21
 """Bytes; what Linux uses on x86-64 and on 64-bit ARM with 4 KiB pages."""
 
@@ -153,6 +157,24 @@ def trim() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def return_large_blocks() -> None:
+    """Let glibc give large blocks back to the system as soon as they are freed.
+
+    glibc maps a block above a threshold by itself, and raises the threshold to the size of the
+    largest such block that was freed, up to 32 MiB. From then on blocks of that size lie in the
+    arenas of the threads, which keep them for later: in a server whose threads take turns with
+    logits of tens of megabytes, more than a hundred megabytes stayed there. A threshold that is
+    set stays as it is. It is for the whole process, so only programs may set it. Other C libraries
+    are left as they are.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
+        mallopt(_M_TRIM_THRESHOLD, 2 * LARGE_BLOCK)  # as glibc does with its own threshold
 
 
 def reset_peak_rss() -> bool:

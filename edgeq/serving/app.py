@@ -34,6 +34,9 @@ from edgeq.serving.token_requests import DETOKENIZE, TOKENIZE, detokenized, toke
 LOG = logging.getLogger("edgeq.serving")
 BODY_S = 30.0
 """Seconds within which a client must send the whole body of a request."""
+DISCARD_S = 10.0
+DISCARD_BYTES = 64 << 20
+"""How long, and how much, the server reads on of the body of a refused request."""
 GONE = 499
 """Status under which requests are counted whose client disconnected, as in nginx."""
 OPEN_PATHS = frozenset(("/", "/health"))
@@ -118,6 +121,39 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
+class WatchedBody:
+    """The body of a request, of which a refusal may leave a part unread.
+
+    A client may read the refusal only after it has sent the whole body. If the server closed the
+    connection before that, the client would get no refusal but a reset connection.
+
+    Args:
+        receive: the function that receives the body.
+        request: the request.
+    """
+
+    def __init__(self, receive: Receive, request: Request) -> None:
+        self._receive = receive
+        self.done = request.headers.get("expect", "").lower() == "100-continue"
+
+    async def receive(self) -> Any:
+        """Receive a message, and note the end of the body."""
+        message = await self._receive()
+        self.done = not message.get("more_body", False)
+        return message
+
+    async def discard(self) -> None:
+        """Read the rest of the body, within limits of time and size.
+
+        A client that waits for leave to send the body gets none.
+        """
+        rest = DISCARD_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_S):
+                while not self.done and rest > 0:
+                    rest -= len((await self.receive()).get("body", b""))
+
+
 class Guard:
     """Middleware that checks the Host header and the API key, and logs the status of a request.
 
@@ -135,18 +171,22 @@ class Guard:
             await self._app(scope, receive, send)
             return
         started, status = time.perf_counter(), GONE
+        body = WatchedBody(receive, Request(scope))
 
         async def watched(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status >= 400 and status != 408:  # whose rest is late
+                    await body.discard()
             await send(message)
 
         try:
             refused = self._refused(Request(scope))
-            await (refused or self._app)(scope, receive, watched)
+            await (refused or self._app)(scope, body.receive, watched)
         except asyncio.CancelledError:  # by the end of the server
             if status == GONE:
+                body.done = True  # there is no time for it
                 await failure(shutting_down())(scope, receive, watched)
         finally:
             path = scope["path"]

@@ -111,9 +111,7 @@ def _either(kinds: Sequence[str]) -> str:
 
 
 def _span(low: float, high: float) -> str:
-    if math.isinf(high):
-        return f"{low:g} or more"
-    return f"{low:g} to {high:g}"
+    return f"{low} or more" if math.isinf(high) else f"{low} to {high}"
 
 
 def read_json(raw: bytes) -> dict[str, Any]:
@@ -124,11 +122,8 @@ def read_json(raw: bytes) -> dict[str, Any]:
             a text that is not valid Unicode.
     """
 
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is not a JSON number")
-
     try:
-        body = json.loads(raw, parse_constant=refuse)
+        body = strict_json(raw)
         deep = _depth(body)
     except (ValueError, RecursionError) as err:  # bad UTF-8, bad JSON, too many digits
         why = "it is nested too deeply" if isinstance(err, RecursionError) else str(err)
@@ -147,6 +142,20 @@ def read_json(raw: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ApiError(400, "invalid_json", f"the body is {shown(body)}; send a JSON object")
     return body
+
+
+def strict_json(text: str | bytes) -> Any:
+    """Parse JSON, without the names NaN and Infinity that Python's own parser accepts.
+
+    Raises:
+        ValueError: the text is not JSON.
+        RecursionError: it is nested too deeply.
+    """
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is not a JSON number")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def _depth(value: Any) -> int:

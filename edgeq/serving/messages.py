@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from edgeq.serving.failures import wrong
-from edgeq.serving.fields import shown
+from edgeq.serving.fields import shown, strict_json
 
 ROLES = ("assistant", "developer", "system", "tool", "user")
 
@@ -60,8 +59,9 @@ def _message(message: Any, place: str) -> dict[str, Any]:
     for key in ("name", "tool_call_id", "reasoning_content"):
         if message.get(key) is not None:
             made[key] = _text(message[key], f"{place}.{key}")
-    if message.get("tool_calls"):
-        made["tool_calls"] = _earlier_calls(message["tool_calls"], f"{place}.tool_calls")
+    if message.get("tool_calls") is not None:
+        calls = _earlier_calls(message["tool_calls"], f"{place}.tool_calls")
+        made |= {"tool_calls": calls} if calls else {}
     if made["content"] == "" and message.get("content") is None and role != "assistant":
         raise wrong(
             f"{place}.content",
@@ -82,7 +82,7 @@ def _earlier_calls(calls: Any, place: str) -> list[dict[str, Any]]:
         held = function.get("arguments") if isinstance(function, Mapping) else None
         if isinstance(held, str):
             try:
-                held = json.loads(held)
+                held = strict_json(held)
             except (ValueError, RecursionError):
                 held = None
         if not isinstance(name, str) or not isinstance(held, dict):
@@ -91,8 +91,15 @@ def _earlier_calls(calls: Any, place: str) -> list[dict[str, Any]]:
                 f"{place}[{number}] is {shown(call)}; use a function with a name, and with a JSON "
                 "object as text for its arguments",
             )
+        name_of_call = call.get("id")
         made = {"name": name, "arguments": held}
-        found.append({"id": str(call.get("id", "")), "type": "function", "function": made})
+        found.append(
+            {
+                "id": "" if name_of_call is None else _text(name_of_call, f"{place}[{number}].id"),
+                "type": "function",
+                "function": made,
+            }
+        )
     return found
 
 

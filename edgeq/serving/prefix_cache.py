@@ -31,8 +31,8 @@ def common_prefix(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     return low
 
 
-class PrefixCache:
-    """Snapshots of sequences of one model. Threads may share the object.
+class SnapshotStore:
+    """Snapshots of sequences of all models of a server. Threads may share the object.
 
     Args:
         limit: most bytes of all snapshots together; 0 keeps none.
@@ -42,13 +42,51 @@ class PrefixCache:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._kept: OrderedDict[tuple[int, ...], Snapshot] = OrderedDict()
-        self._lock = threading.Lock()
+        self.limit = limit
         self.nbytes = 0
+        self.lock = threading.RLock()
+        self._kept: OrderedDict[tuple[PrefixCache, tuple[int, ...]], Snapshot] = OrderedDict()
+
+    def of(self, cache: PrefixCache) -> dict[tuple[int, ...], Snapshot]:
+        """The snapshots of one model by their tokens, the least recently used first."""
+        with self.lock:
+            return {tokens: one for (owner, tokens), one in self._kept.items() if owner is cache}
+
+    def used(self, cache: PrefixCache, tokens: tuple[int, ...]) -> None:
+        """Mark a snapshot as the most recently used one, if it is still kept."""
+        with self.lock:
+            if (cache, tokens) in self._kept:
+                self._kept.move_to_end((cache, tokens))
+
+    def keep(self, cache: PrefixCache, snapshot: Snapshot) -> None:
+        """Keep a snapshot instead of those of its prefixes, within the limit."""
+        tokens = snapshot.tokens
+        with self.lock:
+            for shorter in [kept for kept in self.of(cache) if tokens[: len(kept)] == kept]:
+                self.nbytes -= self._kept.pop((cache, shorter)).nbytes
+            self._kept[cache, tokens] = snapshot
+            self.nbytes += snapshot.nbytes
+            while self.nbytes > self.limit:
+                self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+
+
+class PrefixCache:
+    """Snapshots of sequences of one model. Threads may share the object.
+
+    Args:
+        store: where the snapshots are kept.
+    """
+
+    def __init__(self, store: SnapshotStore) -> None:
+        self._store = store
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._store.of(self))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the snapshots of this model."""
+        return sum(one.nbytes for one in self._store.of(self).values())
 
     def prepare(self, engine: Engine, prompt: tuple[int, ...]) -> list[int]:
         """Restore the longest known prefix of a prompt in an engine.
@@ -67,26 +105,19 @@ class PrefixCache:
         return engine.reuse(prompt)
 
     def _best(self, prompt: tuple[int, ...]) -> Snapshot | None:
-        with self._lock:
-            best = max(self._kept, key=lambda tokens: common_prefix(tokens, prompt), default=None)
-            if best is None:
-                return None
-            self._kept.move_to_end(best)
-            return self._kept[best]
+        kept = self._store.of(self)
+        best = max(kept, key=lambda tokens: common_prefix(tokens, prompt), default=None)
+        if best is None:
+            return None
+        self._store.used(self, best)
+        return kept[best]
 
     def _keep(self, engine: Engine) -> None:
         """Keep a snapshot of an engine, unless a longer one is kept already or it is too large."""
         tokens = tuple(engine.tokens)
-        with self._lock:
-            if not self._limit or any(kept[: len(tokens)] == tokens for kept in self._kept):
-                return
-        snapshot = engine.snapshot()
-        if snapshot.nbytes > self._limit:
+        kept = self._store.of(self)
+        if not self._store.limit or any(one[: len(tokens)] == tokens for one in kept):
             return
-        with self._lock:
-            for kept in [kept for kept in self._kept if tokens[: len(kept)] == kept]:
-                self.nbytes -= self._kept.pop(kept).nbytes
-            self._kept[tokens] = snapshot
-            self.nbytes += snapshot.nbytes
-            while self.nbytes > self._limit:
-                self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+        snapshot = engine.snapshot()
+        if snapshot.nbytes <= self._store.limit:
+            self._store.keep(self, snapshot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
@@ -66,10 +67,28 @@ def response_call(
     try:
         return replace(chat_call(chat, models, settings), asked=body)
     except ApiError as err:
-        if err.param and err.param.startswith("messages"):
-            err.param = "input" + err.param.removeprefix("messages")
-        err.param = "text" if err.param == "response_format" else err.param
-        raise
+        raise _renamed(err, bool(values["instructions"])) from err
+
+
+def _renamed(error: ApiError, before: int) -> ApiError:
+    """An error of a chat in the names of this interface's fields.
+
+    Args:
+        error: the error.
+        before: how many messages of the chat precede those of ``input``.
+    """
+
+    def renamed(text: str) -> str:
+        text = re.sub(r"\bmessages\[(\d+)\]", lambda m: f"input[{int(m[1]) - before}]", text)
+        text = text.replace("response_format.json_schema", "text.format")
+        return text.replace("response_format", "text.format")
+
+    param = error.param and renamed(error.param)
+    names = {"messages": "input", "text.format": "text"}
+    return ApiError(
+        error.status, error.code, renamed(str(error)), param and names.get(param, param),
+        error.headers,
+    )  # fmt: skip
 
 
 def _format(text: Mapping[str, Any]) -> dict[str, Any]:

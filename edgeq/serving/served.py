@@ -33,7 +33,7 @@ from edgeq.runtime.reranking import RerankPrompts
 from edgeq.runtime.tokenizer import Tokenizer
 from edgeq.serving.harmony import ENDS, HARMONY, begun_answer, is_harmony, with_thinking
 from edgeq.serving.parts import THINK, THOUGHT
-from edgeq.serving.prefix_cache import PrefixCache
+from edgeq.serving.prefix_cache import PrefixCache, SnapshotStore
 from edgeq.serving.settings import ServerSettings
 from edgeq.serving.slots import SlotPool
 from edgeq.serving.tool_families import syntax_of
@@ -50,6 +50,7 @@ class ServedModel:
         model: the opened model.
         settings: settings of the server.
         threads: executor whose threads generate answers.
+        snapshots: where KV caches of earlier sequences are kept.
         draft: a small model that drafts tokens; None for no drafting.
         context: context of each slot, in tokens; limited by what the model supports.
         n_threads, kv_bits, backend, mmap: as for `Engine`.
@@ -61,6 +62,7 @@ class ServedModel:
         model: Model,
         settings: ServerSettings,
         threads: ThreadPoolExecutor,
+        snapshots: SnapshotStore,
         *,
         draft: Model | None = None,
         context: int | None = None,
@@ -95,7 +97,7 @@ class ServedModel:
                 self.close()
                 raise
         self.slots = SlotPool(self.engines, settings.queue, self.drafts)
-        self.cache = PrefixCache(settings.prefix_bytes)
+        self.cache = PrefixCache(snapshots)
         self.worker = Worker(
             self.tokenizer, self.slots, self.cache, threads, settings.timeout_s, settings.mtp
         )

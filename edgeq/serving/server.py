@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
@@ -13,6 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from edgeq.core.errors import EdgeqError, UsageError, require
+from edgeq.core.memory import return_large_blocks
 from edgeq.core.progress import Progress
 from edgeq.importers import load
 from edgeq.model.kv_bits import KvBits
@@ -21,6 +23,8 @@ from edgeq.serving.settings import ServerSettings
 
 GRACE_S = 2
 """Seconds that are left after `ServerSettings.drain_s` to send the ends of answers."""
+HEADERS_S = 30.0
+"""Seconds within which a client must send the headers of a request."""
 START_S = 30.0
 """Seconds that a server may take until it listens."""
 Source = str | Path | Model
@@ -72,8 +76,10 @@ class Server:
         from concurrent.futures import ThreadPoolExecutor
 
         import uvicorn
+        from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
         from edgeq.serving.app import application
+        from edgeq.serving.prefix_cache import SnapshotStore
         from edgeq.serving.served import ServedModel, named_models, open_models
         from edgeq.serving.service import Service
 
@@ -88,13 +94,14 @@ class Server:
         pool = ThreadPoolExecutor(
             max_workers=self.settings.parallel * len(sources), thread_name_prefix="edgeq-answer"
         )
+        snapshots = SnapshotStore(self.settings.prefix_bytes)
         served: dict[str, ServedModel] = {}
         try:
             helper = load(draft) if isinstance(draft, str | Path) else draft
             for name, model in open_models(sources, progress).items():
                 served[name] = ServedModel(
-                    name, model, self.settings, pool, draft=helper, context=context,
-                    n_threads=threads, kv_bits=kv_bits, backend=backend, mmap=mmap,
+                    name, model, self.settings, pool, snapshots, draft=helper,
+                    context=context, n_threads=threads, kv_bits=kv_bits, backend=backend, mmap=mmap,
                 )  # fmt: skip
         except BaseException:
             self._socket.close()
@@ -104,6 +111,7 @@ class Server:
         self.service = Service(self.settings, served, pool)
         config = uvicorn.Config(
             application(self.service),
+            http=_impatient(AutoHTTPProtocol),
             log_config=None,
             access_log=False,
             lifespan="on",
@@ -133,6 +141,7 @@ class Server:
         def ended(signum: int, frame: FrameType | None) -> None:
             """Ignore the signals that uvicorn raises again after it has shut down."""
 
+        return_large_blocks()
         before = {one: signal.signal(one, ended) for one in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._server.run(sockets=[self._socket])
@@ -183,6 +192,43 @@ class Server:
         self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _impatient(protocol: Any) -> Any:
+    """An HTTP protocol that closes a connection whose client takes too long to send headers.
+
+    Args:
+        protocol: uvicorn's protocol, which waits for them without a limit.
+    """
+
+    class Impatient(protocol):  # type: ignore[misc]
+        _limit: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._set_limit()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._set_limit()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._clear_limit()
+            super().connection_lost(exc)
+
+        def _set_limit(self) -> None:
+            """Begin to wait for headers, unless a request is answered at this time."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._clear_limit()
+            elif self._limit is None:
+                self._limit = self.loop.call_later(HEADERS_S, self.transport.close)
+
+        def _clear_limit(self) -> None:
+            if self._limit is not None:
+                self._limit.cancel()
+                self._limit = None
+
+    return Impatient
 
 
 def _listen(settings: ServerSettings) -> socket.socket:

@@ -29,7 +29,8 @@ class ServerSettings:
             with the tokens that it has.
         body_bytes: most bytes of a request body.
         drain_s: seconds that running answers may take once the server shuts down.
-        prefix_bytes: memory limit for the KV caches of earlier conversations; 0 keeps none.
+        prefix_bytes: memory limit for the KV caches of earlier conversations of all models
+            together; 0 keeps none.
         lookup: number of tokens to draft by prompt lookup; 0 for none.
         mtp: draft with a model's own multi-token-prediction head where it has one.
         pooling: how hidden states become an embedding, "last", "mean" or "cls"; None uses what each

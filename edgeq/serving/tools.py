@@ -23,6 +23,10 @@ _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _MARKS = re.compile(r"(</?tool_call>|<\|?tool_call_?\w*\|?>|\[TOOL_CALLS\]|</?\w+_function_call>|"
                     r"<escape>|<\|\"\|>|<\|(?:channel|constrain|message)\|>)")  # fmt: skip
 """Texts that may be tokens of their own."""
+_DATA = ("const", "default", "enum", "examples")
+"""Keywords of JSON schemas whose values are data."""
+_NAMED = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
+"""Keywords whose values are schemas by name."""
 SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as Python writes it, which is what the models were trained on."""
 
@@ -123,24 +127,57 @@ class ToolSyntax:
 
     def schema(self, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The JSON schema of a call of one of these tools."""
-        options = [
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": tool["function"]["name"]},
-                    self.arguments: tool["function"].get("parameters") or {"type": "object"},
-                },
-                "required": ["name", self.arguments],
-                "additionalProperties": False,
-            }
-            for tool in tools
-        ]
+        options = []
+        for number, tool in enumerate(tools):
+            place = "#" if len(tools) == 1 else f"#/anyOf/{number}"
+            held = tool["function"].get("parameters") or {"type": "object"}
+            options.append(
+                {
+                    "type": "object",
+                    "properties": {
+                        "name": {"const": tool["function"]["name"]},
+                        self.arguments: moved(held, f"{place}/properties/{self.arguments}"),
+                    },
+                    "required": ["name", self.arguments],
+                    "additionalProperties": False,
+                }
+            )
         return options[0] if len(options) == 1 else {"anyOf": options}
 
 
 HERMES = ToolSyntax("hermes", (_OPEN,), _CLOSE, f"{_OPEN}\n", f"\n{_CLOSE}")
 LLAMA3 = ToolSyntax("llama3", (_PYTHON_TAG,), "", "", "", "parameters", "{")
 MISTRAL = ToolSyntax("mistral", (_CALLS,), "", f"{_CALLS}[", "]")
+
+
+def moved(schema: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A JSON schema whose references still hold where it is a part of another schema.
+
+    Args:
+        schema: the schema, as a document of its own.
+        place: where it is put, such as ``#/properties/arguments``.
+    """
+    if "$id" in schema:  # its references are relative to it
+        return dict(schema)
+
+    def part(value: Any, names: bool) -> Any:
+        """A part of the schema; ``names`` says that its keys are names and not keywords."""
+        if isinstance(value, list):
+            return [part(one, False) for one in value]
+        if not isinstance(value, Mapping):
+            return value
+        made = {}
+        for key, held in value.items():
+            if not names and key == "$ref" and isinstance(held, str) and held.startswith("#"):
+                made[key] = place + held[1:]
+            elif not names and key in _DATA:
+                made[key] = held
+            else:
+                made[key] = part(held, not names and key in _NAMED)
+        return made
+
+    found: dict[str, Any] = part(schema, False)
+    return found
 
 
 def literals(text: str, special: Callable[[str], int | None]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -74,3 +75,54 @@ def test_sparse_zeros_take_memory_only_where_they_are_written() -> None:
     if before is not None and now is not None:
         assert now - before < 40 << 20
     assert sparse_zeros((0, 4), "int8").shape == (0, 4)
+
+
+HELD = """
+import ctypes, re, sys, tempfile
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+import numpy as np
+from edgeq.core.memory import return_large_blocks
+
+if sys.argv[1] == "returned":
+    return_large_blocks()
+libc, meet = ctypes.CDLL(None), Barrier(4)
+libc.fdopen.restype = ctypes.c_void_p
+
+
+def free_bytes():
+    with tempfile.TemporaryFile() as file:
+        stream = ctypes.c_void_p(libc.fdopen(ctypes.c_int(file.fileno()), b"w"))
+        libc.malloc_info(0, stream)
+        libc.fflush(stream)
+        file.seek(0)
+        last = file.read().decode().rpartition("</heap>")[2]
+    return int(re.search(r'total type="rest" count="[0-9]+" size="([0-9]+)"', last)[1])
+
+
+def work(number):
+    np.ones(24 << 20, np.uint8)  # from here on glibc takes such a block from an arena
+    meet.wait()
+    blocks = [np.ones(20 << 20, np.uint8), np.ones(5 << 20, np.uint8)]
+    small = bytearray(100_000)  # behind them
+    del blocks
+    return small
+
+
+with ThreadPoolExecutor(4) as pool:
+    kept = list(pool.map(work, range(4)))
+print(free_bytes())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_large_blocks_go_back_to_the_system() -> None:
+    """Those that threads have freed: otherwise their arenas keep them."""
+    held = {}
+    for how in ("kept", "returned"):
+        done = subprocess.run(
+            [sys.executable, "-c", HELD, how], capture_output=True, text=True, check=True
+        )
+        held[how] = int(done.stdout)
+    assert held["kept"] > 60 << 20, held
+    assert held["returned"] < 16 << 20, held

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import edgeq
+from edgeq.core.errors import UsageError
+from edgeq.serving.tools import HERMES
 from tests.real_models import SMOLLM2, real_model
 from tests.serving.plain_http import ask
 
@@ -116,6 +118,41 @@ def test_a_tool_that_must_be_called_is(
     assert len(calls) == 1
     assert calls[0].function.name in names
     assert json.loads(calls[0].function.arguments)["city"] in ("Rome", "Oslo")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_parameters_may_refer_to_definitions(server: edgeq.Server, count: int) -> None:
+    """As those that Pydantic writes do, also to themselves."""
+    parameters = {
+        "$defs": {"Room": {"enum": ["hall", "attic"]}},
+        "type": "object", "additionalProperties": False, "required": ["room", "then"],
+        "properties": {"room": {"$ref": "#/$defs/Room"},
+                       "then": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+    }  # fmt: skip
+    tools = [{"type": "function", "function": {"name": f"light{n}", "parameters": parameters}}
+             for n in range(count)]  # fmt: skip
+    body = {"model": "caller", "messages": HELLO, "tools": tools, "tool_choice": "required"}
+    choice = ask(server, CHAT, body).json["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"])["room"] in ("hall", "attic")
+
+    served = server.service.models["caller"]
+    grammar = served.grammars().lark(HERMES.grammar(tools, {}.get))  # type: ignore[arg-type]
+
+    def follows(arguments: str) -> bool:
+        text = f'<tool_call>\n{{"name": "light{count - 1}", "arguments": {arguments}}}'
+        constraint = grammar.start()
+        try:
+            for token in served.tokenizer.encode(text, add_bos=False):
+                constraint.accept(token)
+        except UsageError:
+            return False
+        return True
+
+    nested = '{"room": "attic", "then": {"room": "hall", "then": null}}'
+    assert follows(nested)
+    assert not follows(nested.replace("hall", "cellar"))
+    assert not follows('{"room": "attic", "then": {"name": "light0", "arguments": null}}')
 
 
 def test_a_schema_that_fails_within_the_answer_is_the_request_s_fault(

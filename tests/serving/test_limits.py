@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,13 +15,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 import edgeq
 from edgeq.core.errors import DoesNotFitError, MissingDependencyError, UsageError
 from edgeq.importers import load
-from edgeq.serving.prefix_cache import PrefixCache
+from edgeq.serving.prefix_cache import PrefixCache, SnapshotStore
 from edgeq.serving.settings import ServerSettings
 from edgeq.serving.slots import SlotPool
 from edgeq.serving.worker import AnswerJob, Ended, Event, Piece, Worker
@@ -30,6 +33,7 @@ from tests.serving.plain_http import ask, begin, everything, metric
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 LONG: dict[str, Any] = {"model": "tale", "prompt": "Once", "max_tokens": 200, "temperature": 1.5}
 RUNNING = 'edgeq_requests_running{model="tale"}'
+CALLED = {"name": "weather", "arguments": "{}"}
 WAITING = 'edgeq_requests_waiting{model="tale"}'
 
 
@@ -67,6 +71,7 @@ def within(seconds: float, true: Callable[[], bool]) -> None:
         (b'{"prompt": "a", "stop": ["\xed\xa0\x80"]}', 400, "invalid_json"),
         (b'{"prompt": "\\ud83d\\ude00", "max_tokens": 1}', 200, None),  # a whole pair
         (b'{"prompt": "a", "max_tokens": 0}', 400, "invalid_value"),
+        (b'{"prompt": "a", "max_tokens": -1}', 400, "invalid_value"),
         (b'{"prompt": "a", "max_tokens": 1.5}', 400, "invalid_type"),
         (b'{"prompt": "a", "max_tokens": true}', 400, "invalid_type"),
         (b'{"prompt": "a", "logit_bias": {"x": 1}}', 400, "invalid_value"),
@@ -99,12 +104,36 @@ def test_bodies(server: edgeq.Server, body: bytes, status: int, code: str | None
         ({"role": "user", "content": 1}, "invalid_value"),
         ({"role": "user", "content": [{"type": "image_url"}]}, "unsupported_value"),
         ({"role": "user", "content": "a", "extra": 1}, "unknown_parameter"),
+        ({"role": "assistant", "tool_calls": {}}, "invalid_value"),
+        ({"role": "assistant", "tool_calls": [{"id": {}, "function": CALLED}]}, "invalid_value"),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {**CALLED, "arguments": "[]"}}]},
+            "invalid_value",
+        ),
+        (
+            {
+                "role": "assistant",
+                "tool_calls": [{"function": {**CALLED, "arguments": '{"a": NaN}'}}],
+            },
+            "invalid_value",
+        ),
     ],
 )
 def test_messages(server: edgeq.Server, message: Any, code: str) -> None:
     reply = ask(server, CHAT, {"messages": [message]})
     assert (reply.status, reply.code) == (400, code)
     assert reply.json["error"]["param"].startswith("messages[0]")
+
+
+def test_limits_are_given_in_full(server: edgeq.Server) -> None:
+    for field, value, said in (
+        ("max_tokens", 1 << 40, "use 0 to 2147483648"),
+        ("seed", 1 << 70, "use -9223372036854775808 to 9223372036854775807"),
+        ("top_p", 1.5, "use 0 to 1"),
+        ("repetition_penalty", 0, "use 0.01 to 100"),
+    ):
+        reply = ask(server, TEXT, {"prompt": "a", field: value})
+        assert reply.json["error"]["message"].endswith(said)
 
 
 def test_text_parts_are_one_text(server: edgeq.Server) -> None:
@@ -193,7 +222,9 @@ def test_an_answer_ends_when_its_time_is_over() -> None:
 
     async def events(n_prompt: int) -> list[Event]:
         with ThreadPoolExecutor(1) as pool:
-            worker = Worker(tokenizer, SlotPool([engine], 1), PrefixCache(0), pool, timeout_s=0)
+            worker = Worker(
+                tokenizer, SlotPool([engine], 1), PrefixCache(SnapshotStore(0)), pool, timeout_s=0
+            )
             job = AnswerJob(prompt=(5,) * n_prompt, params=edgeq.SamplingParams(), max_tokens=50)
             found = [event async for event in worker.events(job)]
             await asyncio.sleep(0)  # the slot is given back
@@ -368,3 +399,72 @@ def test_the_description_says_that_unknown_fields_are_refused(server: edgeq.Serv
         schema = operation["requestBody"]["content"]["application/json"]["schema"]
         assert schema["additionalProperties"] is False
         assert ask(server, path, {"never_heard_of": 1}).code == "unknown_parameter"
+
+
+def test_models_share_the_memory_for_earlier_conversations(talker: Path) -> None:
+    """A model that is asked often takes the place of one that is not."""
+    texts = [f"{name} had a lamp. " * 12 for name in ("Tom", "Lily", "Ben", "Sam", "Anna")]
+    sizes = []
+    for limit in (1 << 30, 0, 200_000):
+        settings = ServerSettings(port=0, parallel=1, prefix_bytes=limit)
+        models: list[Any] = [("talker", talker), ("tale", DEMO)]
+        with edgeq.Server(models, settings, context=256, threads=1) as server:
+            for model in ("talker", "tale"):
+                for text in texts:
+                    body = {"model": model, "prompt": text, "max_tokens": 1}
+                    assert ask(server, TEXT, body).status == 200
+            names = [f'edgeq_prefix_cache_bytes{{model="{name}"}}' for name in ("talker", "tale")]
+            sizes.append([metric(server, name) for name in names])
+    (first, second), none, (idle, asked) = sizes
+    assert first == second > 200_000  # four sequences of each; the fifth is in the slot
+    assert none == [0, 0]
+    assert idle < asked
+    assert 0 < idle + asked <= 200_000
+
+
+def test_a_connection_without_headers_is_closed(
+    server: edgeq.Server, talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that sends nothing, half of a request, or half of a second one; no answer is cut off."""
+    monkeypatch.setattr("edgeq.serving.server.HEADERS_S", 0.2)
+    where = urlsplit(server.url)
+    health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for sent in (b"", health[:20], health + health[:20]):
+        with socket.create_connection((where.hostname, where.port), timeout=60) as connection:
+            connection.sendall(sent)
+            told = b""
+            while more := connection.recv(1 << 16):
+                told += more
+            assert told.count(b"HTTP/1.1 200") == (sent.count(b"\r\n\r\n"))
+    endless = endless_copy(talker, tmp_path / "endless")
+    settings = ServerSettings(port=0, parallel=1, timeout_s=1)
+    with edgeq.Server(endless, settings, context=512, backend="numpy") as slow:
+        reply = ask(slow, TEXT, {"prompt": "Once", "max_tokens": 500, "stream": True})
+        assert reply.raw.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [(TEXT, {}, 413), (TEXT, {"Host": "evil.example"}, 403), ("/nothing", {}, 404),
+     (TEXT, {"Content-Type": "text/plain"}, 415), ("/health", {}, 405)],
+)  # fmt: skip
+def test_a_refusal_waits_for_the_end_of_the_body(
+    server: edgeq.Server, path: str, headers: dict[str, str], status: int
+) -> None:
+    """A client that closes afterwards would otherwise get a reset connection."""
+    raw = b"x" * (8 << 20)
+    assert ask(server, path, raw, headers={**headers, "Connection": "close"}).status == status
+
+
+def test_a_client_that_asks_before_it_sends_need_not_send(server: edgeq.Server) -> None:
+    where = urlsplit(server.url)
+    head = (f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            "Expect: 100-continue\r\nConnection: close\r\n")  # fmt: skip
+    raw = json.dumps({"prompt": "Once", "max_tokens": 1}).encode()
+    for size, told in ((len(raw), b"HTTP/1.1 100 "), (9 << 20, b"HTTP/1.1 413 ")):
+        with socket.create_connection((where.hostname, where.port), timeout=60) as connection:
+            connection.sendall(f"{head}Content-Length: {size}\r\n\r\n".encode())
+            assert connection.recv(1 << 16).startswith(told)
+            if size == len(raw):
+                connection.sendall(raw)
+                assert b"HTTP/1.1 200 " in connection.recv(1 << 16)

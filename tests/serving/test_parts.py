@@ -10,7 +10,7 @@ import pytest
 from edgeq.core.errors import UnsupportedError
 from edgeq.serving.parts import Splitter, Text
 from edgeq.serving.tool_families import FUNCTION_GEMMA, GEMMA4, LFM2, XML, syntax_of
-from edgeq.serving.tools import HERMES, LLAMA3, MISTRAL, ToolCall, ToolSyntax
+from edgeq.serving.tools import HERMES, LLAMA3, MISTRAL, ToolCall, ToolSyntax, moved
 
 CALL = '{"name": "weather", "arguments": {"city": "Köln {}"}}'
 LLAMA_CALL = CALL.replace("arguments", "parameters")
@@ -345,3 +345,23 @@ def test_what_a_forced_call_cannot_be_held_to_is_named(schema: dict[str, Any]) -
         XML.grammar([tool("light", room=schema)], {}.get)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match="light"):
         FUNCTION_GEMMA.grammar([tool("light", room={"type": "array"})], {}.get)  # type: ignore[arg-type]
+
+
+def test_references_within_parameters_still_hold() -> None:
+    """They begin at the parameters, which are a part of the schema of a call."""
+    inner = {
+        "$defs": {"city": {"type": "object", "properties": {"$ref": {"type": "string"}}}},
+        "properties": {"to": {"$ref": "#/$defs/city"}, "via": {"items": {"$ref": "#"}},
+                       "enum": {"$ref": "#/$defs/city"}},
+        "default": {"$ref": "#/as/data"}, "enum": [{"$ref": "#"}],
+    }  # fmt: skip
+    found = moved(inner, "#/properties/arguments")
+    at = "#/properties/arguments"
+    assert found["properties"] == {
+        "to": {"$ref": f"{at}/$defs/city"}, "via": {"items": {"$ref": at}},
+        "enum": {"$ref": f"{at}/$defs/city"},
+    }  # fmt: skip
+    assert {key: found[key] for key in ("$defs", "default", "enum")} == {
+        key: inner[key] for key in ("$defs", "default", "enum")
+    }
+    assert moved({**inner, "$id": "https://example.org/x"}, at)["properties"] == inner["properties"]

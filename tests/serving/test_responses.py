@@ -75,3 +75,16 @@ def test_a_schema_is_kept(server: edgeq.Server) -> None:
 def test_what_cannot_be_asked_for(server: edgeq.Server, asked: Any, param: str) -> None:
     reply = ask(server, RESPONSES, asked)
     assert (reply.status, reply.json["error"]["param"]) == (400, param)
+
+
+def test_errors_name_the_fields_of_this_interface(server: edgeq.Server) -> None:
+    picture = {"role": "user", "content": [{"type": "input_image"}]}
+    hello = {"role": "user", "content": "Hello."}
+    for instructions in ({}, {"instructions": "Be brief."}):
+        error = ask(server, RESPONSES, {**instructions, "input": [hello, picture]}).json["error"]
+        assert error["param"] == "input[1].content[0]"
+        assert error["message"].startswith("input[1].content[0] is")
+    form = {"type": "json_schema", "name": "x", "schema": 1}
+    error = ask(server, RESPONSES, {"input": "a", "text": {"format": form}}).json["error"]
+    assert error["param"] == "text"
+    assert error["message"].startswith("text.format is")

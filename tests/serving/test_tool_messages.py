@@ -10,6 +10,7 @@ import pytest
 import edgeq
 from edgeq.core.errors import UsageError
 from edgeq.serving.messages import checked_messages
+from edgeq.serving.prefix_cache import SnapshotStore
 from edgeq.serving.tool_messages import named_results, taught, with_short_ids
 from tests.chat_models import chat_copy
 
@@ -108,6 +109,8 @@ def test_whether_a_template_writes_system_messages(tmp_path: Any) -> None:
     for number, (template, takes) in enumerate(((refuses, 0), (ignores, 0), (writes, 1))):
         model = edgeq.load(chat_copy(tmp_path / str(number), template))
         with ThreadPoolExecutor(1) as pool:
-            served = ServedModel("x", model, edgeq.ServerSettings(), pool, context=64)
+            served = ServedModel(
+                "x", model, edgeq.ServerSettings(), pool, SnapshotStore(0), context=64
+            )
             assert served.takes_system == bool(takes)
             served.close()
