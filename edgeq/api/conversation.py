@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -109,9 +110,16 @@ class Conversation:
         Yields:
             Pieces of the answer.
         """
+        from edgeq.api.channels import ChannelAnswer, has_channels  # which need `edgeq.serving`
+
         messages = [*self.messages, {"role": "user", "content": text}]
         self._asked = messages
         ids = self._tokenizer.encode_chat(messages)
+        end_ids: Sequence[int] = self._tokenizer.turn_end_ids
+        channels = None
+        if has_channels(self.engine.model.files):
+            channels = ChannelAnswer(self._tokenizer, ids, self._grammar is not None)
+            ids, end_ids = channels.prompt, channels.end_ids
         answer: list[str] = []
         try:
             for chunk in generate(
@@ -122,16 +130,20 @@ class Conversation:
                 max_tokens=max_tokens,
                 stop=stop,
                 lookup=lookup,
-                end_ids=self._tokenizer.turn_end_ids,
+                end_ids=end_ids,
+                shown=channels.shown if channels else (),
                 constraint=None if self._grammar is None else self._grammar.start(),
                 draft=self.draft,
                 mtp=self.mtp,
             ):
+                if channels:
+                    text = channels.text(chunk.text, chunk.finish_reason is not None)
+                    chunk = replace(chunk, text=text)
                 self.last = chunk
                 answer.append(chunk.text)
                 yield chunk
         finally:
-            if said := "".join(answer).strip():
+            if said := (channels.said if channels else "".join(answer)).strip():
                 self.messages = [*messages, {"role": "assistant", "content": said}]
 
     def regenerate(

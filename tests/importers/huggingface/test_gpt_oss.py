@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +297,90 @@ def load_file_names(folder: Path) -> list[str]:
 
     with safe_open(folder / "model.safetensors", "np") as file:
         return list(file.keys())
+
+
+def rounded_limits() -> dict[str, Any]:
+    """The settings of the model as llama.cpp computes it."""
+    return {
+        "quantization_config": QUANTIZATION,
+        "rope_scaling": {**CONFIG["rope_scaling"], "truncate": True},
+    }
+
+
+def test_mxfp4_goes_to_gguf_bit_for_bit(tmp_path: Path, arrays: Arrays) -> None:
+    """The blocks that llama.cpp's converter makes of these: the scale, then pairs of codes that
+    are 16 apart; and back again as the same codes."""
+    gguf = pytest.importorskip("gguf")
+    from edgeq.converters.gguf.decoder import GgufDecoderTarget
+    from edgeq.converters.options import Options
+
+    stored, plain = packed(arrays)
+    model = load(write(tmp_path / "m", stored, **rounded_limits())).packed()
+    target, out = GgufDecoderTarget(), tmp_path / "model.gguf"
+    target.check(model, Options())
+    target.write(model, out, Options())
+    tensors = {t.name: t for t in gguf.GGUFReader(out).tensors}
+    for i in range(LAYERS):
+        at = f"model.layers.{i}.mlp.experts."
+        for name, ours, step in (
+            ("gate", "gate_up_proj", slice(0, None, 2)), ("up", "gate_up_proj", slice(1, None, 2)),
+            ("down", "down_proj", slice(None)),
+        ):  # fmt: skip
+            tensor = tensors[f"blk.{i}.ffn_{name}_exps.weight"]
+            assert tensor.tensor_type.name == "MXFP4"
+            blocks, scales = (stored[f"{at}{ours}_{end}"][:, step] for end in ("blocks", "scales"))
+            codes = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*blocks.shape[:3], 32)
+            pairs = codes[..., :16] | (codes[..., 16:] << 4)
+            wanted = np.concatenate([scales[..., None], pairs], axis=-1)
+            np.testing.assert_array_equal(tensor.data.reshape(wanted.shape), wanted)
+            bias = tensors[f"blk.{i}.ffn_{name}_exps.bias"]
+            np.testing.assert_array_equal(bias.data, plain[f"{at}{ours}_bias"][:, step])
+        sinks = plain[f"model.layers.{i}.self_attn.sinks"]
+        np.testing.assert_array_equal(tensors[f"blk.{i}.attn_sinks.weight"].data, sinks)
+    again = load(out)
+    assert again.config.blocks == model.config.blocks
+    np.testing.assert_allclose(
+        Reference(again).forward(TOKENS), Reference(model).forward(TOKENS), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_llama_cpp_computes_it(tmp_path: Path, arrays: Arrays) -> None:
+    """Floating point, so that what it computes is what we do, past the window too."""
+    pytest.importorskip("llama_cpp")
+    from edgeq.converters.gguf.decoder import GgufDecoderTarget
+    from edgeq.converters.gguf.run import LlamaRunner
+    from edgeq.converters.options import Options
+
+    over = {"rope_scaling": rounded_limits()["rope_scaling"]}
+    model = load(write(tmp_path / "m", arrays, **over))
+    GgufDecoderTarget().write(model, tmp_path / "model.gguf", Options())
+    runner = LlamaRunner(tmp_path / "model.gguf", 1)
+    try:
+        got = runner.forward(TOKENS)
+    finally:
+        runner.close()
+    want = Reference(model).forward(TOKENS)
+    assert np.abs(got - want).max() < 1e-3 * np.abs(want).max()
+
+
+def test_a_saved_state_and_lookup(tmp_path: Path, arrays: Arrays) -> None:
+    """A prompt that is loaded again, and tokens that are proposed from the text before."""
+    stored, _ = packed(arrays)
+    model = load(write(tmp_path / "m", stored, quantization_config=QUANTIZATION))
+    with Engine(model, context=256, threads=2) as engine:
+        want = [engine.forward(TOKENS)]
+        for _ in range(20):
+            want.append(engine.forward([int(want[-1].argmax())]))
+        engine.reset()
+        engine.forward(TOKENS)
+        engine.save_state(tmp_path / "state")
+        # a guess of several tokens, of which all are right but the last
+        guess = [int(row.argmax()) for row in want[:9]]
+        rows = engine.forward([*guess[:-1], (guess[-1] + 1) % 128], all_logits=True)
+        np.testing.assert_array_equal(rows[:8], want[1:9])
+        engine.truncate(len(TOKENS) + 8)
+        np.testing.assert_array_equal(engine.forward([guess[-1]]), want[9])
+    with Engine(model, context=256, threads=3) as engine:
+        engine.load_state(tmp_path / "state")
+        for before, after in pairwise(want):
+            np.testing.assert_array_equal(engine.forward([int(before.argmax())]), after)
