@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from published import section
+
 FOUR_BIT = ("Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS")
 NAIVE = "rtn"
 DAMPING_SINCE = "2026-11-30"
@@ -150,5 +152,7 @@ def write(results: dict[str, Any], path: Path) -> None:
                 checked(about),
                 "",
             ]
+    for name, about in results.get("published", {}).items():
+        out += section(name, about)
     out += [MIXED.read_text("utf-8"), TWO_LEVEL.read_text("utf-8")]
     path.write_text("\n".join(out))
