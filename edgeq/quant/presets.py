@@ -63,10 +63,12 @@ _RUNG_OPTIONS = {
     "calibrated_head": True,
     "damping": 0.05,
     "sweeps": 1,
+    "signed_scales": True,
 }
 """GPTQ with errors counted in parts of the residual stream, and a head rounded likewise. The
 text may be of another kind than what the model is used for, so that five times the usual damping is
-better; and one sweep is as good as two."""
+better; and one sweep is as good as two. Scales may be negative, which LiteRT's integers cannot
+have."""
 _LIKE_RUNGS = {"method": "gptq", "options": _RUNG_OPTIONS}
 _DISTILL = {"training": {"method": "distill"}}
 _MSE_RANGES = {"mode": "static", "observer": "mse"}

@@ -67,6 +67,7 @@ OPTIONS: Mapping[str, tuple[type, ...]] = {
     "sensitive_layers": (str,),
     "block": (int,),
     "sweeps": (int,),
+    "signed_scales": (bool,),
 }
 """Options of methods and their types: those of `edgeq.quant.rounders.gptq.round_gptq`, and whether
 the error of quantized inputs is compensated too (Qronos, GPTAQ), with errors of the residual stream

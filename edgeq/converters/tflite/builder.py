@@ -133,6 +133,16 @@ def stored_matrix(model: Model, name: str, compute: str) -> StoredMatrix:
     return StoredMatrix(name, (n, k), encoding, compute == "float")
 
 
+def multiplies_scales(stored: StoredMatrix) -> bool:
+    """Whether the graph multiplies by the scales itself, so that they may have any sign.
+
+    The integer kernels refuse scales that are not positive, and so may the lookup of an embedding,
+    which is the kernel's unless there are groups of 8 bits.
+    """
+    looked_up = stored.name == OUTER[0] and not (stored.groups and stored.bits == 8)
+    return stored.in_float and not looked_up
+
+
 def only_in_float(name: str, tensor: QuantTensor) -> bool:
     """Whether a matrix is an embedding or head that LiteRT has no integer kernel for.
 

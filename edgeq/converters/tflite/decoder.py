@@ -36,6 +36,7 @@ from edgeq.converters.tflite import read as reading
 from edgeq.converters.tflite.builder import (
     BLOCK,
     LiteRTSettings,
+    multiplies_scales,
     only_in_float,
     stored_matrix,
     write_decoder,
@@ -89,7 +90,7 @@ class LiteRTDecoderTarget(DecoderTarget):
         how = settings(model.config, options)
         for name, _ in model.config.linears():
             try:
-                stored_matrix(model, name, how.compute)
+                stored = stored_matrix(model, name, how.compute)
             except UnsupportedError as err:
                 if how.compute == "float":
                     raise
@@ -99,10 +100,13 @@ class LiteRTDecoderTarget(DecoderTarget):
                     raise err from None
                 raise UnsupportedError(f"{err}, or compute in float") from err
             tensor = model.tensors[name]
-            if isinstance(tensor, QuantTensor) and not (tensor.row_params()[0] > 0).all():
+            if not isinstance(tensor, QuantTensor) or multiplies_scales(stored):
+                continue
+            if not (tensor.row_params()[0] > 0).all():
                 raise UnsupportedError(
-                    f"{name} has scales that are not positive, which LiteRT refuses to run; "
-                    "quantize it again from its floating-point source"
+                    f"{name} has scales that are not positive, which LiteRT refuses to run in "
+                    "integers; quantize it again from its floating-point source without negative "
+                    "scales, as --preset w4-g32-gptq does, or compute in float"
                 )
 
     def sizes(self, model: Model, options: Options) -> Iterator[Size]:

@@ -12,8 +12,10 @@ made before a block say what it should be instead of ``w``.
 
 The scale of a group is found when it is come to: each candidate is tried by rounding the whole
 group; the one with the least error of the outputs wins and is then moved to the least-squares fit
-of the levels it gave. Scales of rows are those of least error weighted with H's diagonal times
-some factors, tried on the whole row; the scale of a tensor is of the first kind.
+of the levels it gave. Negative scales can be among the candidates: they mirror the levels, of
+which there is one more below zero than above. Scales of rows are those of least error weighted
+with H's diagonal times some factors, tried on the whole row; the scale of a tensor is of the first
+kind.
 
 After that, all blocks are gone through again: rounded anew against the errors of all others, the
 later ones too, where that lowers the row's error.
@@ -79,6 +81,7 @@ def round_gptq(
     act_order: bool = True,
     block: int = 128,
     sweeps: int = SWEEPS,
+    signed_scales: bool = False,
     name: str = "weights",
     params: WeightParams | None = None,
     palette: NDArray[np.int8] | None = None,
@@ -99,6 +102,8 @@ def round_gptq(
         block: columns rounded together where no group says so, and that the errors made so far
             are gathered for at once.
         sweeps: times that all blocks are rounded again after the first pass.
+        signed_scales: let scales of groups be negative, so that the level which has no opposite,
+            as -8 of 4 bits, can serve the largest weights of either sign.
         name: the tensor, for messages.
         params: the scale of the tensor ("tensor"), where ``w`` is only a part of it.
         palette: int8 [2**bits], the same; found if the scheme has a codebook and there is none.
@@ -110,7 +115,9 @@ def round_gptq(
     """
     k = w.shape[1]
     _check(k, hessian, damping, block, sweeps, name)
-    wanted = _Wanted(hessian.target(w), scheme, hessian.diagonal, name, params, palette)
+    wanted = _Wanted(
+        hessian.target(w), scheme, hessian.diagonal, name, params, palette, signed_scales
+    )
     segments = _segments(hessian.diagonal, scheme.group_size, block, act_order)
     try:
         mix, coming, again = hessian.once(
@@ -173,12 +180,13 @@ class _Wanted:
         name: str,
         params: WeightParams | None,
         palette: NDArray[np.int8] | None,
+        signed: bool,
     ) -> None:
         self.chunks = [group_view(w[a : a + ROWS], scheme) for a in range(0, len(w), ROWS)]
         self._importance = importance(diagonal, scheme)
         if scheme.codebook and palette is None:
             palette = find_palette(self.chunks, scheme, name, self._importance)
-        self.grid = Grid(scheme, palette, name)
+        self.grid = Grid(scheme, palette, name, signed)
         self._shared = params
         if scheme.granularity == "tensor" and params is None:
             self._shared = self._fit(self.chunks)

@@ -47,11 +47,21 @@ class Grid:
         scheme: the scheme.
         palette: int8 [2**bits], if the scheme has a codebook.
         name: the tensor, for messages.
+        signed: whether the scale of a group may be negative.
     """
 
     scheme: QuantScheme
     palette: NDArray[np.int8] | None
     name: str
+    signed: bool = False
+
+    @property
+    def has_mirror(self) -> bool:
+        """Whether negative scales are allowed and give other levels than positive ones."""
+        if not self.signed or self.palette is not None or not self.scheme.symmetric:
+            return False
+        lowest, highest = levels(self.scheme)
+        return self.scheme.granularity == "group" and -lowest != highest
 
     @cached_property
     def _nearest(self) -> Array:
@@ -214,14 +224,19 @@ def search(
     for _ in range(refits):
         along, square = fit_columns(target, block.mix, block.pivots, best.levels)
         fitted = np.divide(along, square, out=best.scales[0].copy(), where=square > 0)
-        moved = snap_scales(np.maximum(fitted, 0), grid.name)[None]
+        sign = np.copysign(np.float32(1), best.scales[0])
+        moved = snap_scales(np.maximum(fitted * sign, 0) * sign, grid.name)[None]
         best.improve(priced(best.levels, moved, best.zeros, target, block))
         best.improve(round_block(target, block, grid, moved, best.zeros))
     return best
 
 
 def candidates(target: Array, grid: Grid) -> tuple[Array, Array | None]:
-    """Scales and zero points [trials, R] for a group of weights [C, R]: its range times factors."""
+    """Scales and zero points [trials, R] for a group of weights [C, R]: its range times factors.
+
+    The levels of an even grid have one more below zero than above. With a negative scale the last
+    one serves the largest weights, so that it is tried too where the grid allows it.
+    """
     zero = np.float32(0)
     low = np.minimum(target.min(axis=0, keepdims=True), zero)
     high = np.maximum(target.max(axis=0, keepdims=True), zero)
@@ -230,4 +245,7 @@ def candidates(target: Array, grid: Grid) -> tuple[Array, Array | None]:
         low, high = low * tried, high * tried
     params = from_range(low, high, grid.scheme, grid.name, grid.palette)
     zeros = params.zero_points
+    if grid.has_mirror:
+        mirrored = from_range(-high, -low, grid.scheme, grid.name).scales
+        return np.concatenate([params.scales, -mirrored]), None
     return params.scales, None if zeros is None else zeros.astype(np.float32)

@@ -47,7 +47,8 @@ class WeightParams:
     """What turns codes into weights.
 
     Args:
-        scales: float32 [R, G], exact in float16 and bfloat16, positive.
+        scales: float32 [R, G], exact in float16 and bfloat16, positive; those of groups may be
+            negative where a rounder was told so.
         zero_points: uint8 [R, G] if asymmetric, else None.
         palette: int8 [2**bits], ascending, if the scheme has a codebook, else None.
     """
@@ -143,21 +144,24 @@ def snap_scales(
 ) -> NDArray[np.float32]:
     """The nearest scales that are exact in bfloat16 and float16, at least ``MIN_SCALE``.
 
+    The sign is kept, and all bounds are those of the magnitude.
+
     Args:
-        ideal: float32, not negative, any shape.
+        ideal: float32 of any shape; not negative if ``up``.
         name: the tensor, for the message.
         up: take the next one up instead of the nearest.
 
     Raises:
         SchemeError: a scale is beyond float16.
     """
-    near = bf16_to_float32(float32_to_bf16(ideal))
+    near = bf16_to_float32(float32_to_bf16(np.abs(ideal)))
     if up:
         # positive floats are ordered as their bits: the next bfloat16 is 2**16 further on
         near = np.where(near < ideal, (near.view(np.uint32) + 0x10000).view(np.float32), near)
     if not (near <= MAX_SCALE).all():
         raise SchemeError(
-            f"tensor {name} needs a scale of {float(ideal.max()):.6g}, and float16 ends at 65504: "
+            f"tensor {name} needs a scale of {float(np.abs(ideal).max()):.6g}, and float16 ends at "
+            "65504: "
             "its weights are too large to be quantized; keep it floating point, "
             f"as with --tensor-type '{name}=bf16'"
         )
@@ -167,7 +171,8 @@ def snap_scales(
         snapped = np.where(half < near, np.nextafter(half, np.float16(np.inf)), half)
     else:
         snapped = near.astype(np.float16)
-    return np.maximum(snapped.astype(np.float32), np.float32(MIN_SCALE))
+    magnitude = np.maximum(snapped.astype(np.float32), np.float32(MIN_SCALE))
+    return np.where(ideal < 0, -magnitude, magnitude)
 
 
 def levels(scheme: QuantScheme) -> tuple[int, int]:

@@ -169,7 +169,8 @@ class FakeQuant:
         """Scales [N, G, 1], levels [N, G, S], zero points [N, G, 1] and palette, as stored."""
         import torch
 
-        smooth = (self._first * self.growth.exp()).clamp(MIN_SCALE, MAX_SCALE)
+        smooth = (self._first.abs() * self.growth.exp()).clamp(MIN_SCALE, MAX_SCALE)
+        smooth = smooth * self._first.sign()
         snapped = torch.from_numpy(snap_scales(smooth.detach().numpy()))
         scales = through(snapped, smooth)[:, :, None]
         steps = self.steps() * (self._first[:, :, None] / scales)

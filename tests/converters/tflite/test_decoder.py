@@ -435,15 +435,43 @@ def test_a_head_without_a_kernel_is_computed_in_float(family: str, tmp_path: Pat
     assert np.abs(got["logits"] - want).max() < 1e-4
 
 
-def test_scales_that_are_not_positive_are_refused() -> None:
-    model = tiny("llama")
-    name = "model.layers.0.self_attn.o_proj.weight"
-    values = rounded(model.tensors[name].numpy(), "w4-g32")
+def mirrored(model: Model, name: str, scheme: str) -> Model:
+    """The model with every second scale of a matrix negative."""
+    values = rounded(model.tensors[name].numpy(), scheme)
     scales = values.scales.copy()
-    scales[0, 0, 3] = -0.5
-    tensors = {**model.tensors, name: replace(values, scales=scales)}
+    scales.reshape(-1)[::2] *= -1
+    return replace(model, tensors={**model.tensors, name: replace(values, scales=scales)})
+
+
+def test_scales_that_are_not_positive_are_refused_in_integers() -> None:
+    name = "model.layers.0.self_attn.o_proj.weight"
     with pytest.raises(UnsupportedError, match=f"{name} has scales that are not positive"):
-        tflite.check(replace(model, tensors=tensors), INT8)
+        tflite.check(mirrored(tiny("llama"), name, "w4-g32"), INT8)
+    embedding = "model.embed_tokens.weight"
+    with pytest.raises(UnsupportedError, match=f"{embedding} has scales that are not positive"):
+        tflite.check(mirrored(tiny("llama"), embedding, "w4-g32"), FLOAT)
+
+
+@pytest.mark.parametrize("scheme", ["w4-g32", "w5-g16", "w4-channel", "w8-channel"])
+@pytest.mark.parametrize("name", ["self_attn.o_proj", "mlp.down_proj"])
+def test_negative_scales_are_multiplied_in_float(name: str, scheme: str, tmp_path: Path) -> None:
+    model = mirrored(tiny("llama"), f"model.layers.0.{name}.weight", scheme)
+    prompt = prompt_of(model, 9)
+    tokens, want = greedy(model, prompt, 4)
+    path = converted(model, tmp_path, FLOAT)
+    got, logits = spoken(path, prompt, tokens)
+    assert got == tokens
+    assert np.abs(logits - want).max() < 1e-4
+    assert not compare_integers(model, lambda: tflite.read_weights(path))[1]
+
+
+def test_an_embedding_in_groups_of_8_bits_may_have_negative_scales(tmp_path: Path) -> None:
+    model = mirrored(tiny("llama"), "model.embed_tokens.weight", "w5-g16")
+    prompt = prompt_of(model, 9)
+    tokens, want = greedy(model, prompt, 4)
+    got, logits = spoken(converted(model, tmp_path, FLOAT), prompt, tokens)
+    assert got == tokens
+    assert np.abs(logits - want).max() < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,50 @@ def test_the_order_is_by_groups_and_their_inputs() -> None:
     assert (np.abs(plain - got) > 1e-6).any()
 
 
+@pytest.mark.parametrize(
+    ("text", "most"), [("w3-g32", 0.9), ("w4-g32", 0.94), ("w4-g64", 0.94), ("w5-g32", 0.98)]
+)
+def test_signed_scales_lower_the_error(text: str, most: float) -> None:
+    scheme, w, hessian = scheme_of(text), weights(96, 192), hessian_of(inputs(800, 192))
+    plain = gptq(w, scheme, hessian)
+    signed = gptq(w, scheme, hessian, signed_scales=True)
+    assert (plain.row_params()[0] > 0).all()
+    scales, _ = signed.row_params()
+    assert 0.2 < (scales < 0).mean() < 0.8
+    assert np.array_equal(snap_scales(scales), scales)
+    assert errors(w, signed, hessian).sum() < most * errors(w, plain, hessian).sum()
+
+
+def test_signed_scales_serve_weights_of_either_sign_alike() -> None:
+    scheme, w, hessian = scheme_of("w4-g32"), weights(48, 96), hessian_of(inputs(400, 96))
+    one, other = (gptq(v, scheme, hessian, signed_scales=True) for v in (w, -w))
+    np.testing.assert_allclose(
+        errors(w, one, hessian), errors(-w, other, hessian), rtol=0.02, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["w8-g32", "w4-g32-asym", "w4-g32-palette", "w4-channel", "w3-tensor"]
+)
+def test_scales_stay_positive_where_a_sign_gains_nothing(text: str) -> None:
+    scheme, w, hessian = scheme_of(text), weights(32, 96), hessian_of(inputs(300, 96))
+    plain = gptq(w, scheme, hessian)
+    signed = gptq(w, scheme, hessian, signed_scales=True)
+    assert np.array_equal(plain.codes(), signed.codes())
+    assert np.array_equal(plain.row_params()[0], signed.row_params()[0])
+
+
+def test_groups_of_zeros_have_a_positive_scale() -> None:
+    w = weights(16, 96)
+    w[:, 32:64] = 0
+    got = gptq(w, scheme_of("w4-g32"), hessian_of(inputs(300, 96)), signed_scales=True)
+    # the middle group makes up for the errors of the others, but for the rows without any
+    empty = gptq(0 * w, scheme_of("w4-g32"), hessian_of(inputs(300, 96)), signed_scales=True)
+    assert np.isfinite(got.numpy()).all()
+    assert (empty.row_params()[0] > 0).all()
+    assert not empty.numpy().any()
+
+
 def test_inputs_never_seen() -> None:
     """Dead columns are rounded to nearest, and with no live one all are as by least squares."""
     w, x = weights(20, 64), inputs(300, 64)

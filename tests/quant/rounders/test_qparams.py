@@ -66,6 +66,15 @@ def test_every_lattice_point_stays() -> None:
 def test_tiny_scales_become_the_smallest() -> None:
     tiny = np.array([0, 1e-45, 1e-30, 1e-9], np.float32)
     assert (snap_scales(tiny) == MIN_SCALE).all()
+    assert (snap_scales(-tiny[1:]) == -MIN_SCALE).all()
+    assert (snap_scales(-tiny[:1]) == MIN_SCALE).all()  # there is no negative zero
+
+
+def test_negative_scales_are_the_mirrored_ones() -> None:
+    points = np.random.default_rng(0).lognormal(-6, 3, 500).astype(np.float32)
+    assert np.array_equal(snap_scales(-points), -snap_scales(points))
+    with pytest.raises(SchemeError, match=r"needs a scale of 65500.*ends at 65504"):
+        snap_scales(np.array([-65500], np.float32))
 
 
 @pytest.mark.parametrize("ideal", [65500.0, 1e6, np.inf])

@@ -20,6 +20,7 @@ from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.quant.decoder.calibrate import CalibrationText, cut_windows
 from edgeq.quant.recipe import Recipe
+from edgeq.quant.rounders.hessian import Hessian
 from edgeq.quant.rounders.qparams import snap_scales
 from edgeq.quant.rounders.rounding import quantize_tensor
 from edgeq.quant.training import TRAINING_METHODS, train
@@ -118,6 +119,26 @@ def test_training_begins_at_the_tensor_it_is_given(scheme: str) -> None:
     np.testing.assert_array_equal(packed.codes(), start.codes())
     if start.palette is not None:
         np.testing.assert_array_equal(packed.palette, start.palette)
+
+
+def test_training_keeps_the_sign_of_scales() -> None:
+    w, hessian = matrix(32, 96), Hessian(96)
+    hessian.add(matrix(300, 96, seed=1))
+    start = quantize_tensor(
+        w,
+        parse_scheme("w4-g32"),
+        "gptq",
+        hessian=hessian,
+        signed_scales=True,  # type: ignore[arg-type]
+    )
+    scales, _ = start.row_params()
+    assert (scales < 0).any()
+    fake = FakeQuant(w, start)
+    np.testing.assert_array_equal(fake.tensor().numpy(), start.numpy())
+    with torch.no_grad():
+        fake.growth += 0.2
+    grown, _ = fake.tensor().row_params()
+    np.testing.assert_allclose(grown / scales, np.exp(0.2), rtol=0.01)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
