@@ -11,8 +11,9 @@ from edgeq.core.errors import EdgeqError, UnsupportedError, unknown
 from edgeq.runtime.constraint import Grammar
 from edgeq.serving.failures import of_request, wrong
 from edgeq.serving.fields import Field, shown
+from edgeq.serving.harmony import FINAL
 from edgeq.serving.served import ServedModel
-from edgeq.serving.tools import SPACED
+from edgeq.serving.tools import SPACED, literals
 
 MAX_TOOLS = 128
 FORMATS = ("text", "json_object", "json_schema")
@@ -156,8 +157,12 @@ def answer_grammar(
 
 def _calls(tools: list[dict[str, Any]], served: ServedModel) -> str:
     """The grammar of an answer that is a call of one of the tools."""
-    special = {served.tokenizer.token_name(i): i for i in served.tokenizer.special_ids}
-    return served.syntax.grammar(tools, special.get)
+    return served.syntax.grammar(tools, _special(served).get)
+
+
+def _special(served: ServedModel) -> dict[str, int]:
+    """The ids of special tokens by their names."""
+    return {served.tokenizer.token_name(i): i for i in served.tokenizer.special_ids}
 
 
 def _json_or_call(
@@ -175,9 +180,9 @@ def _json_or_call(
             err
         )
     value = json.dumps({**schema, "x-guidance": SPACED})
-    return f"start: json_answer | tool_call\njson_answer: %json {value}\n" + call.replace(
-        "start:", "tool_call:", 1
-    )
+    head = literals(FINAL, _special(served).get) if served.harmony else []
+    rules = f"start: {' '.join([*head, 'json_answer'])} | tool_call\njson_answer: %json {value}\n"
+    return rules + call.replace("start:", "tool_call:", 1)
 
 
 def _made(make: Callable[[], Grammar], param: str) -> Grammar:

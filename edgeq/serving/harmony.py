@@ -51,7 +51,7 @@ def go_on(begun: str, call: bool) -> tuple[str, str]:
 
     Args:
         begun: as of `begun_answer`; a message in it is ended.
-        call: whether the answer must be a call, whose grammar has all of its message.
+        call: whether the answer may be a call, so that its grammar has the whole message.
 
     Returns:
         the text, and what there is of the answer with it.

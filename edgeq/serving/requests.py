@@ -163,7 +163,8 @@ def chat_call(
     ids = encoded(lambda: served.encode_chat(messages, tools, extra), "messages")
     begun = served.begun_answer(ids)
     if served.harmony and grammar is not None:
-        more, begun = go_on(begun, forced)
+        # the grammars of calls hold the beginnings of messages
+        more, begun = go_on(begun, forced or (bool(tools) and values["grammar"] is None))
         ids += served.tokenizer.encode(more, add_bos=False)
     check_prompt(ids, served.context, "messages")
     if values["top_logprobs"] is not None and not values["logprobs"]:

@@ -197,3 +197,28 @@ def test_forms_that_a_request_gives(harmony_server: edgeq.Server) -> None:
         (call,) = choice["message"]["tool_calls"]
         assert (choice["finish_reason"], call["function"]["name"]) == ("tool_calls", "look")
         assert json.loads(call["function"]["arguments"])["ok"] in (True, False)
+
+
+def test_json_or_a_call(harmony_server: edgeq.Server) -> None:
+    """With tools and a form, the answer chooses the channel, and either is read."""
+    schema = {"enum": ["yes", "no"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    parameters = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
+                  "additionalProperties": False}  # fmt: skip
+    tools = [{"type": "function", "function": {"name": "look", "parameters": parameters}}]
+    tokenizer = edgeq.Tokenizer(edgeq.demo_model())
+    starts = {i: tokenizer.token_bytes(i)[:1] for i in range(tokenizer.vocab_size)}
+    kinds = []
+    for unlikely in (b"c", b"f"):  # commentary begins with the one, and final with the other
+        bias = {str(i): -100 for i, start in starts.items() if start == unlikely}
+        asked: dict[str, Any] = {"messages": HELLO, "max_tokens": 90, "temperature": 0,
+                                 "logit_bias": bias, "tools": tools,
+                                 "response_format": form}  # fmt: skip
+        message = ask(harmony_server, CHAT, asked).json["choices"][0]["message"]
+        if message.get("tool_calls"):
+            arguments = json.loads(message["tool_calls"][0]["function"]["arguments"])
+            assert arguments["ok"] in (True, False)
+        else:
+            assert json.loads(message["content"]) in ("yes", "no")
+        kinds.append("call" if message.get("tool_calls") else "json")
+    assert kinds == ["json", "call"]
