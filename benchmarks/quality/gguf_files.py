@@ -83,7 +83,7 @@ def quantize_file(
         llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), ctypes.c_void_p(0))
     if code:
         out.unlink(missing_ok=True)
-        raise RefusedError("; ".join(errors) or f"llama.cpp failed with code {code}")
+        raise RefusedError(errors[-1] if errors else f"llama.cpp failed with code {code}")
 
 
 def _entries(
