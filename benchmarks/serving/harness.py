@@ -73,7 +73,8 @@ def main() -> None:
         with edgeq.Server([("model", args.model)], settings, threads=1) as server:
             command = [
                 sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args",
-                f"model=model,base_url={server.url}/v1/completions,tokenizer={args.tokenizer or args.model},"
+                f"model=model,base_url={server.url}/v1/completions,"
+                f"tokenizer={args.tokenizer or args.model},"
                 "tokenizer_backend=huggingface,add_bos_token=True,num_concurrent=4,"
                 "max_length=512",
                 "--tasks", "questions", "--include_path", place, "--output_path",
