@@ -1,10 +1,11 @@
 """lm-evaluation-harness against `edgeq serve`, on local questions, beside `edgeq eval`.
 
     pip install 'lm-eval[api]'
-    python benchmarks/serving/harness.py [MODEL] [QUESTIONS]
+    python benchmarks/serving/harness.py [MODEL] [QUESTIONS] [--tokenizer FOLDER]
 
-MODEL is a folder with a tokenizer that Transformers reads (the demo model), QUESTIONS a file of
-JSON lines in HellaSwag's form (some that are included). Both programs ask the same questions with
+MODEL is what edgeq serves (the demo model), QUESTIONS a file of JSON lines in HellaSwag's form
+(some that are included). FOLDER has the tokenizer, as Transformers reads it; it is MODEL if MODEL
+is a folder with one. Both programs ask the same questions with
 the same prompts: the harness through `/v1/completions` with `echo` and `logprobs`, from four
 connections, and `edgeq eval` in this process. Nothing is fetched.
 
@@ -54,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default=str(DEMO))
     parser.add_argument("questions", nargs="?")
+    parser.add_argument("--tokenizer")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -71,7 +73,8 @@ def main() -> None:
         with edgeq.Server([("model", args.model)], settings, threads=1) as server:
             command = [
                 sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args",
-                f"model=model,base_url={server.url}/v1/completions,tokenizer={args.model},"
+                f"model=model,base_url={server.url}/v1/completions,"
+                f"tokenizer={args.tokenizer or args.model},"
                 "tokenizer_backend=huggingface,add_bos_token=True,num_concurrent=4,"
                 "max_length=512",
                 "--tasks", "questions", "--include_path", place, "--output_path",

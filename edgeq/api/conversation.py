@@ -80,6 +80,7 @@ class Conversation:
         self.system = system
         self.messages = [{"role": "system", "content": system}] if system else []
         self._asked = []
+        self.last = None
 
     def check(self) -> None:
         """Refuse a model whose chat template is missing or cannot be read.
@@ -215,6 +216,7 @@ class Conversation:
         messages = read_messages(Path(path))
         self._tokenizer.encode_chat(messages)
         first, roles = messages[0], [one["role"] for one in messages]
+        self.last = None
         self.system = first["content"] if first["role"] == "system" else None
         self._asked = []
         if roles[-1] == "user":  # the message has no answer yet; `regenerate` answers it

@@ -186,6 +186,8 @@ class _Session:
             self._answer(talk.regenerate(self._params_again(), **self._how))
         elif word in ("/reset", "/system"):
             talk.reset(talk.system if word == "/reset" else rest or None)
+            begun = f"with the system prompt: {talk.system}" if talk.system else "no system prompt"
+            render.note(f"new conversation, {render.visible(begun)}")
         elif word == "/stats":
             render.note(self._stats())
         elif word in ("/save", "/load"):

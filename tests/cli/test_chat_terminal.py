@@ -157,6 +157,11 @@ def test_errors_do_not_end_the_session(talker: Path, tmp_path: Path) -> None:
             ("many words " * 20, "error: the prompt has .* tokens"),
             ("/help", "/regen +answer the last message again"),
             ("Tell me.", "there was a"),
+            ("/stats", "context: "),
+            ("/system Be kind.", "new conversation, with the system prompt: Be kind"),
+            ("/stats", "there is no answer yet"),
+            ("/reset", "new conversation, with the system prompt: Be kind"),
+            ("/system", "new conversation, no system prompt"),
         ):
             chat.until("> ")
             chat.type(line + "\n")

@@ -288,6 +288,8 @@ async function live() {
     const props = await (await fetched("/props")).json();
     const now = props.live;
     $("memory").textContent = bytes(now.resident_bytes);
+    for (const [name, value] of [["heat", now.temperature_c], ["power", now.watts]])
+      $(name).parentElement.classList.toggle("absent", value === null);
     $("heat").textContent = now.temperature_c === null ? "no sensor" : `${now.temperature_c.toFixed(0)} °C`;
     $("power").textContent = now.watts === null ? "no sensor" : `${now.watts.toFixed(1)} W`;
     $("power").title = now.watts_cover ?? "";

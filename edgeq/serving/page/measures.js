@@ -16,7 +16,7 @@ export function rate(own) {
 }
 
 export function summary(own) {
-  const reasons = { length: "cut at its length", stopped: "stopped" };
+  const reasons = { length: "ended at the token limit", stopped: "stopped" };
   const parts = [`${own.tokens} tokens`, rate(own)];
   if (own.first) parts.push(`first after ${seconds(own.first)}`);
   if (reasons[own.finish]) parts.push(reasons[own.finish]);
