@@ -91,7 +91,8 @@ def tokens(chunks: list[Chunk]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("family", "kv_bits"), [("llama", 16), ("gemma3", 8), ("lfm2", 8), ("qwen3_5", 8)]
+    ("family", "kv_bits"),
+    [("llama", 16), ("gemma3", 8), ("lfm2", 8), ("qwen3_5", 8), ("gemma4", 8)],
 )
 def test_500_tokens_are_the_same_with_and_without(family: str, kv_bits: Any) -> None:
     model = tiny(family)
