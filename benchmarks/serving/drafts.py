@@ -25,7 +25,7 @@ import numpy as np
 import edgeq
 from edgeq.importers.shapes import random_model, shape
 from edgeq.model.model import Model
-from edgeq.runtime import draft as drafting
+from edgeq.runtime import drafting
 from edgeq.runtime import generate as generating
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.2, 0.0)

@@ -30,6 +30,7 @@ from edgeq.runtime.sampling import (
 if TYPE_CHECKING:
     from edgeq.runtime.chat_template import Message
     from edgeq.runtime.draft import Draft
+    from edgeq.runtime.drafting import DraftSource
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.tokenizer import Tokenizer
 
@@ -219,8 +220,9 @@ def generate(
             f"{engine.context}; shorten the prompt, or use a larger context (this model supports "
             f"up to {engine.config.context})"
         )
+    source: DraftSource | None = draft
     if mtp and draft is None and not lookup:
-        draft = engine.mtp
+        source = engine.mtp
     ends = all_end_ids(engine, tokenizer).union(end_ids, further_ends)
     return _Generation(
         engine,
@@ -234,7 +236,7 @@ def generate(
         logprobs,
         constraint,
         tuple(shown),
-        draft,
+        source,
     ).run()
 
 
@@ -254,7 +256,7 @@ class _Generation:
         logprobs: int | None,
         constraint: Constraint | None,
         shown: tuple[int, ...],
-        draft: Draft | None,
+        draft: DraftSource | None,
     ) -> None:
         self.engine, self.draft = engine, draft
         self.prompt = list(prompt_ids)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgeq.model.memory_layout import DRAFT_CONTEXT
 from edgeq.runtime.backend import Backend
-from edgeq.runtime.draft import SHORTEST, TAIL, TRIAL_TAIL, Draft
+from edgeq.runtime.drafting import SHORTEST, TAIL, TRIAL_TAIL, DraftSource
 from edgeq.runtime.payoff import MOST, Payoff
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class MtpHead:
         self._run.close()
 
 
-class MtpDraft(Draft):
+class MtpDraft(DraftSource):
     """Drafts of a multi-token-prediction head; `Engine.mtp` makes them.
 
     As a draft model it measures how many tokens are worth drafting, and pauses while drafting is
@@ -113,6 +113,7 @@ class MtpDraft(Draft):
     """
 
     kind = "the multi-token-prediction head (--no-mtp leaves it out)"
+    engine: MtpHead
 
     def __init__(self, head: MtpHead, tokens: int | None = None) -> None:
         self.engine, self.tokens = head, tokens
@@ -121,7 +122,6 @@ class MtpDraft(Draft):
     def missing(self, text: list[int]) -> list[int]:
         """The tokens of a text that the head has not processed yet; none if it cannot go on."""
         head = self.engine
-        assert isinstance(head, MtpHead)
         if head.end != len(text):
             return []
         n_cached = 0
