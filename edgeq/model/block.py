@@ -45,6 +45,10 @@ DELTA_CONV, DELTA_NORM = "linear_attn.conv1d", "linear_attn.norm"
 DELTA_OUT, A_LOG, DT_BIAS = "linear_attn.out_proj", "linear_attn.A_log", "linear_attn.dt_bias"
 INPUT_GATE, INPUT_PROJ = "per_layer_input_gate", "per_layer_projection"
 INPUT_NORM, LAYER_SCALE = "post_per_layer_input_norm", "layer_scalar"
+LAYER_TABLE = "model.embed_tokens_per_layer.weight"
+LAYER_PROJECTION = "model.per_layer_model_projection.weight"
+LAYER_PROJECTION_NORM = "model.per_layer_projection_norm.weight"
+"""What the inputs that each layer has of its own are made of."""
 SINKS = "self_attn.sinks"
 
 

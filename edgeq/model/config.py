@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
-from edgeq.core.errors import FormatError, check_type
+from edgeq.core.errors import FormatError
 from edgeq.model.block import (
     A_LOG,
     B_PROJ,
@@ -31,7 +31,10 @@ from edgeq.model.block import (
     INPUT_PROJ,
     K_NORM,
     K_PROJ,
+    LAYER_PROJECTION,
+    LAYER_PROJECTION_NORM,
     LAYER_SCALE,
+    LAYER_TABLE,
     MTP_EMBEDDING,
     MTP_EMBEDDING_NORM,
     MTP_STATE,
@@ -50,14 +53,7 @@ from edgeq.model.block import (
     of_any_expert,
     tensor_name,
 )
-from edgeq.model.block_json import (
-    FLAT_KEYS,
-    block_from_json,
-    block_to_json,
-    blocks_from_flat,
-    blocks_from_json,
-    blocks_to_json,
-)
+from edgeq.model.config_json import config_from_json, config_to_json
 from edgeq.model.limits import MAX_LAYERS, MAX_SIZE, is_count, is_finite
 from edgeq.model.rope_spec import RopeSpec
 
@@ -66,12 +62,6 @@ Activation = Literal["silu", "gelu_tanh", "clamped_swiglu"]
 _SIZES = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context")
 _POSITIVE = ("norm_eps", "embed_scale", "attn_scale", "residual_scale", "logit_scale")
 _CAPS = ("attn_softcap", "logit_softcap")
-_LATER = ("residual_scale", "logit_scale", *_CAPS, "layer_input", "mtp", "is_mtp")
-"""Fields that are written to artifacts only where they differ from what older versions compute."""
-LAYER_TABLE = "model.embed_tokens_per_layer.weight"
-LAYER_PROJECTION = "model.per_layer_model_projection.weight"
-LAYER_PROJECTION_NORM = "model.per_layer_projection_norm.weight"
-"""What the inputs that each layer has of its own are made of."""
 
 
 @dataclass(frozen=True)
@@ -481,14 +471,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary, the inverse of `from_dict`."""
-        values = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.name != "blocks" and not (f.name in _LATER and getattr(self, f.name) == f.default)
-        }
-        if self.mtp is not None:
-            values["mtp"] = block_to_json(self.mtp)
-        return {**values, **blocks_to_json(self.blocks)}
+        return config_to_json(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
@@ -497,20 +480,7 @@ class ModelConfig:
         Raises:
             FormatError: keys are unknown or missing, or a value is out of range.
         """
-        check_type("data", data, Mapping)
-        block_keys = {"blocks", "layer_blocks"} if "blocks" in data else set(FLAT_KEYS)
-        known = ({f.name for f in fields(cls)} - {"blocks"}) | block_keys
-        if extra := set(data) - known:
-            raise FormatError(f"model config has unknown keys: {', '.join(sorted(extra))}")
-        values = {key: value for key, value in data.items() if key not in block_keys}
-        eos = values.get("eos", ())
-        if not isinstance(eos, list | tuple):
-            raise FormatError(f"model config: eos is {eos!r}; expected a list")
-        values["eos"] = tuple(eos)
-        read = blocks_from_json if "blocks" in data else blocks_from_flat
         try:
-            if values.get("mtp") is not None:
-                values["mtp"] = block_from_json(values["mtp"])
-            return cls(blocks=read(data), **values)
+            return cls(**config_from_json(data, {field.name for field in fields(cls)}))
         except TypeError as err:
             raise FormatError(f"model config is not readable: {err}") from err

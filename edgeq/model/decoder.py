@@ -83,6 +83,8 @@ from edgeq.model.block import (
     INPUT_PROJ,
     K_NORM,
     K_PROJ,
+    LAYER_PROJECTION,
+    LAYER_PROJECTION_NORM,
     LAYER_SCALE,
     MTP_EMBEDDING,
     MTP_EMBEDDING_NORM,
@@ -100,7 +102,7 @@ from edgeq.model.block import (
     expert_part,
     tensor_name,
 )
-from edgeq.model.config import LAYER_PROJECTION, LAYER_PROJECTION_NORM, ModelConfig
+from edgeq.model.config import ModelConfig
 from edgeq.model.rope_spec import RopeSpec
 
 V = TypeVar("V")

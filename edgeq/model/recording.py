@@ -33,7 +33,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from edgeq.model.config import LAYER_PROJECTION, LAYER_TABLE, ModelConfig
+from edgeq.model.block import LAYER_PROJECTION, LAYER_TABLE
+from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import decoder
 from edgeq.model.rope_spec import RopeSpec
 

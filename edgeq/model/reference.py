@@ -21,11 +21,12 @@ from edgeq.model.block import (
     DELTA_CONV,
     DELTA_NORM,
     DT_BIAS,
+    LAYER_TABLE,
     SINKS,
     ExpertsSpec,
     tensor_name,
 )
-from edgeq.model.config import LAYER_TABLE, ModelConfig
+from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import decoder
 from edgeq.model.delta_rule import DeltaWeights, delta_output, sigmoid
 from edgeq.model.formulas import (

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeq.core.errors import UnsupportedError
-from edgeq.model.block import ROUTER, tensor_name
-from edgeq.model.config import LAYER_PROJECTION, LAYER_TABLE
+from edgeq.model.block import LAYER_PROJECTION, LAYER_TABLE, ROUTER, tensor_name
 from edgeq.model.memory_layout import BATCH, layer_position_bytes, state_bytes
 from edgeq.model.recording import GroupKind, linear_groups
 from edgeq.profiling.candidates import EngineCandidate

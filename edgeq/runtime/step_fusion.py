@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError
-from edgeq.model.config import LAYER_PROJECTION
+from edgeq.model.block import LAYER_PROJECTION
 from edgeq.model.recording import RecordedOperation
 from edgeq.model.rope_spec import RopeSpec
 from edgeq.runtime.kernels.abi import Step

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model.artifact import load, save
-from edgeq.model.block import K_PROJ, tensor_name
-from edgeq.model.config import LAYER_TABLE
+from edgeq.model.block import K_PROJ, LAYER_TABLE, tensor_name
 from edgeq.model.memory_layout import cache_length, kv_bytes, position_bytes
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference

@@ -33,16 +33,10 @@ from edgeq.converters.size import Size
 from edgeq.converters.stored import StoredConstant, StoredWeight
 from edgeq.converters.target import DecoderTarget
 from edgeq.converters.tflite import read as reading
-from edgeq.converters.tflite.builder import (
-    BLOCK,
-    LiteRTSettings,
-    multiplies_scales,
-    only_in_float,
-    stored_matrix,
-    write_decoder,
-)
+from edgeq.converters.tflite.builder import BLOCK, LiteRTSettings, write_decoder
 from edgeq.converters.tflite.file import TfliteFile
 from edgeq.converters.tflite.interpreter import interpreter
+from edgeq.converters.tflite.stored_matrix import multiplies_scales, only_in_float, stored_matrix
 from edgeq.converters.validate.kernels import (
     Kernels,
     half,

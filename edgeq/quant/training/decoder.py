@@ -17,11 +17,12 @@ from edgeq.model.block import (
     DELTA_CONV,
     DELTA_NORM,
     DT_BIAS,
+    LAYER_TABLE,
     SINKS,
     BlockSpec,
     tensor_name,
 )
-from edgeq.model.config import LAYER_TABLE, ModelConfig
+from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import head, head_in, layer, layer_inputs
 from edgeq.model.delta_rule import NORM_EPS
 from edgeq.model.formulas import SIGMOID_SUM_EPS, SWIGLU_ALPHA, SWIGLU_LIMIT

@@ -19,6 +19,7 @@ from edgeq.converters.tflite.decoder import LiteRTDecoderTarget, settings
 from edgeq.converters.tflite.file import ALIGN, TfliteFile
 from edgeq.converters.tflite.operators import SubgraphWriter, Value
 from edgeq.converters.tflite.read import read
+from edgeq.converters.tflite.stored_matrix import OUTER
 from edgeq.converters.validate import validate
 from edgeq.converters.validate.integers import compare_integers
 from edgeq.converters.validate.report import ValidationReport
@@ -421,7 +422,7 @@ def test_schemes_without_a_kernel_are_refused_by_name() -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3", "phi3"])
 def test_a_head_without_a_kernel_is_computed_in_float(family: str, tmp_path: Path) -> None:
     model = tiny(family)
-    outer = {name for name in tflite_decoder.OUTER if name in dict(model.config.linears())}
+    outer = {name for name in OUTER if name in dict(model.config.linears())}
     tensors = {name: rounded(model.tensors[name].numpy(), "w6-g32") for name in outer}
     model = replace(model, tensors={**model.tensors, **tensors})
     remarks = " ".join(tflite.remarks(model, INT8))

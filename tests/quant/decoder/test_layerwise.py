@@ -12,7 +12,7 @@ import edgeq
 from edgeq.core.errors import UnsupportedError
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model import artifact
-from edgeq.model.config import LAYER_TABLE
+from edgeq.model.block import LAYER_TABLE
 from edgeq.quant.decoder.calibrate import cut_windows
 from edgeq.quant.decoder.layerwise import beside_stream, check_layerwise
 from edgeq.quant.decoder.quality_report import HeldOut
