@@ -60,11 +60,26 @@ def test_a_palette_of_the_head_is_better_than_even_steps(demo: Model) -> None:
     w = demo.tensors[name].numpy()
     x = np.concatenate(list(calibrated._head_inputs(demo, windows)))
     lost = []
+    # scales of palettes are positive; even steps gain about as much by negative ones
+    options = {**RUNG.options, "signed_scales": False}
     for scheme in ("w3-g32-palette", "w3-g32"):
         made: dict[str, QuantTensor] = {}
-        round_head(demo, name, scheme_of(scheme), windows, made.__setitem__, options=RUNG.options)
+        round_head(demo, name, scheme_of(scheme), windows, made.__setitem__, options=options)
         lost.append(np.square(x @ (w - made[name].numpy()).T).sum())
     assert lost[0] < 0.95 * lost[1]
+
+
+def test_negative_scales_lower_the_error_of_the_logits(demo: Model) -> None:
+    name, windows = head_name(demo), text(demo)
+    w = demo.tensors[name].numpy()
+    x = np.concatenate(list(calibrated._head_inputs(demo, windows)))
+    lost = []
+    for signed in (True, False):
+        made: dict[str, QuantTensor] = {}
+        options = {**RUNG.options, "signed_scales": signed}
+        round_head(demo, name, scheme_of("w3-g32"), windows, made.__setitem__, options=options)
+        lost.append(np.square(x @ (w - made[name].numpy()).T).sum())
+    assert lost[0] < 0.9 * lost[1]
 
 
 @pytest.mark.parametrize("text_form", ["w6-g32", "w3-g32-palette"])
