@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeq.serving.parts import Part, Text, certain_length, first_mark
+from edgeq.serving.parts import BufferedSplitter, Part, Text, certain_length, first_mark
 from edgeq.serving.tools import SPACED, ToolCall, ToolSyntax, literals
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
@@ -60,7 +60,7 @@ def go_on(begun: str, call: bool) -> tuple[str, str]:
     return (again, "") if call else (again + FINAL, FINAL)
 
 
-class HarmonySplitter:
+class HarmonySplitter(BufferedSplitter):
     """Splits an answer into content, reasoning and tool calls.
 
     Args:
@@ -70,8 +70,8 @@ class HarmonySplitter:
     """
 
     def __init__(self, begun: str = "", tools: bool = False, single: bool = False) -> None:
+        super().__init__(begun)
         self._tools, self._single = tools, single
-        self._buffer = begun
         self._channel: str | None = None  # of the message whose text follows; None in a header
         self._recipient = ""
         self._called = self._ended = False
@@ -83,23 +83,7 @@ class HarmonySplitter:
         """Whether the text that comes next is reasoning."""
         return self._channel == "analysis"
 
-    def push(self, text: str) -> list[Part]:
-        """Add text and return the parts that it completes."""
-        self._buffer += text
-        found: list[Part] = []
-        while self._step(found, final=False):
-            pass
-        return found
-
-    def end(self) -> list[Part]:
-        """End the answer and return the remaining parts."""
-        found: list[Part] = []
-        while self._step(found, final=True):
-            pass
-        return found
-
     def _step(self, found: list[Part], final: bool) -> bool:
-        """Move one part from the buffer to ``found``; False if more text is needed."""
         if self._single and self._called:
             return False
         if self._channel is None:

@@ -7,6 +7,7 @@ decides.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -60,7 +61,33 @@ class Plain:
         return []
 
 
-class Splitter:
+class BufferedSplitter(ABC):
+    """A splitter that holds text back until it is certain what it is part of."""
+
+    def __init__(self, buffer: str = "") -> None:
+        self._buffer = buffer
+
+    def push(self, text: str) -> list[Part]:
+        """Add text and return the parts that it completes."""
+        self._buffer += text
+        return self._parts(final=False)
+
+    def end(self) -> list[Part]:
+        """End the answer and return the remaining parts."""
+        return self._parts(final=True)
+
+    def _parts(self, final: bool) -> list[Part]:
+        found: list[Part] = []
+        while self._step(found, final):
+            pass
+        return found
+
+    @abstractmethod
+    def _step(self, found: list[Part], final: bool) -> bool:
+        """Move one part from the buffer to ``found``; False if more text is needed."""
+
+
+class Splitter(BufferedSplitter):
     """Splits an answer into content, reasoning and tool calls.
 
     Args:
@@ -73,31 +100,15 @@ class Splitter:
     def __init__(
         self, thinks: bool, inside: bool, syntax: ToolSyntax | None, single: bool = False
     ) -> None:
+        super().__init__()
         self._syntax, self._single = syntax, single
         self._thinks = thinks
         self.in_reasoning = inside
-        self._buffer = ""
         self._calling = False
         self._called = self._said = self._after_call = False
         self._trim = inside  # whether to remove line feeds before the next text
 
-    def push(self, text: str) -> list[Part]:
-        """Add text and return the parts that it completes."""
-        self._buffer += text
-        found: list[Part] = []
-        while self._step(found, final=False):
-            pass
-        return found
-
-    def end(self) -> list[Part]:
-        """End the answer and return the remaining parts."""
-        found: list[Part] = []
-        while self._step(found, final=True):
-            pass
-        return found
-
     def _step(self, found: list[Part], final: bool) -> bool:
-        """Move one part from the buffer to ``found``; False if more text is needed."""
         if self._single and self._called:
             return False
         if self._calling:
