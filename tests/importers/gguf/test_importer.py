@@ -223,8 +223,10 @@ def write(
     if arch in INTERLEAVED:
         for i in range(c.layers):
             for letter, heads in (("q", c.heads), ("k", c.kv_heads)):
-                name = f"model.layers.{i}.self_attn.{letter}_proj.weight"
-                arrays[name] = interleaved(arrays[name], heads, rope.dim)
+                for part in ("weight", "bias"):
+                    name = f"model.layers.{i}.self_attn.{letter}_proj.{part}"
+                    if name in arrays:
+                        arrays[name] = interleaved(arrays[name], heads, rope.dim)
     if arch in ("lfm2", "lfm2moe"):
         arrays = joined(arrays)
     if arch == "qwen35":
